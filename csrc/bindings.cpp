@@ -1,0 +1,121 @@
+// Translation only: integers that are addresses become pointers, and nothing is computed here.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "fastcse/dispatch.hpp"
+
+namespace py = pybind11;
+using fastcse::Functions;
+using fastcse::Tile;
+
+namespace {
+
+using Address = std::uintptr_t;  // tensor.data_ptr(); 0 for an absent tensor
+
+template <class T>
+T* at(Address address) {
+    return reinterpret_cast<T*>(address);
+}
+
+const Functions* chosen = nullptr;
+
+std::vector<std::string> usable() {
+    std::vector<std::string> names;
+    fastcse::for_each_usable([&](const Functions& table) { names.push_back(table.isa); });
+    return names;
+}
+
+void use(const std::string& isa) {
+    bool found = false;
+    fastcse::for_each_usable([&](const Functions& table) {
+        if (!found && isa == table.isa) {
+            chosen = &table;
+            found = true;
+        }
+    });
+    if (!found) throw std::invalid_argument("this processor or build has no instruction set '" + isa + "'");
+}
+
+Tile tile_from(const py::dict& fields) {
+    Tile tile{};
+#define FASTCSE_POINTER(name, type) \
+    if (fields.contains(#name)) tile.name = at<type>(fields[#name].cast<Address>());
+#define FASTCSE_VALUE(name, type) tile.name = fields[#name].cast<type>();
+    FASTCSE_POINTER(dot, float)
+    FASTCSE_VALUE(stride, int64_t)
+    FASTCSE_VALUE(rows, int64_t)
+    FASTCSE_VALUE(cols, int64_t)
+    FASTCSE_VALUE(first_col, int64_t)
+    FASTCSE_POINTER(row_scale, const float)
+    FASTCSE_POINTER(row_shift, const float)
+    FASTCSE_POINTER(row_weight, const float)
+    FASTCSE_POINTER(col_scale, const float)
+    FASTCSE_POINTER(col_bias, const float)
+    FASTCSE_POINTER(own, const int64_t)
+    FASTCSE_VALUE(own_log_weight, float)
+    FASTCSE_POINTER(row_id, const int64_t)
+    FASTCSE_POINTER(col_id, const int64_t)
+    FASTCSE_VALUE(inv_temperature, float)
+    FASTCSE_VALUE(margin, float)
+    FASTCSE_VALUE(store, bool)
+    FASTCSE_POINTER(row_sum, float)
+    FASTCSE_POINTER(row_f_sum, float)
+    FASTCSE_POINTER(col_shift, const float)
+    FASTCSE_POINTER(col_weight, const float)
+    FASTCSE_POINTER(col_sum, float)
+    FASTCSE_POINTER(row_similarity_sum, float)
+    FASTCSE_POINTER(row_count, float)
+    FASTCSE_POINTER(row_hardest, float)
+    FASTCSE_POINTER(row_hardest_col, int64_t)
+#undef FASTCSE_POINTER
+#undef FASTCSE_VALUE
+    return tile;
+}
+
+void sweep(const std::string& transform, const py::dict& fields, int threads) {
+    const Tile tile = tile_from(fields);
+    py::gil_scoped_release release;
+    chosen->sweep(transform, tile, threads);
+}
+
+void inverse_norms(Address x, int64_t stride, int64_t n, int64_t d, float shortest, Address scale, int threads) {
+    py::gil_scoped_release release;
+    chosen->inverse_norms(at<const float>(x), stride, n, d, shortest, at<float>(scale), threads);
+}
+
+void paired_similarity(Address a, int64_t a_stride, Address a_scale, Address c, int64_t c_stride, Address c_scale, Address index, int64_t n,
+                       int64_t d, Address out, int threads) {
+    py::gil_scoped_release release;
+    chosen->paired_similarity(at<const float>(a), a_stride, at<const float>(a_scale), at<const float>(c), c_stride, at<const float>(c_scale),
+                              at<const int64_t>(index), n, d, at<float>(out), threads);
+}
+
+void finish_rows(Address g, int64_t n, int64_t d, Address factor, Address pull, Address c, int64_t c_stride, Address index, Address x,
+                 int64_t x_stride, Address scale, int threads) {
+    py::gil_scoped_release release;
+    chosen->finish_rows(at<float>(g), n, d, at<const float>(factor), at<const float>(pull), at<const float>(c), c_stride,
+                        at<const int64_t>(index), at<const float>(x), x_stride, at<const float>(scale), threads);
+}
+
+void scatter_rows(Address g, int64_t d, Address a, int64_t a_stride, Address pull, Address index, int64_t n, bool distinct, int threads) {
+    py::gil_scoped_release release;
+    chosen->scatter_rows(at<float>(g), d, at<const float>(a), a_stride, at<const float>(pull), at<const int64_t>(index), n, distinct, threads);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+    m.doc() = "The CPU kernels of fastcse. Addresses and sizes in, results in place; nothing is checked here.";
+    fastcse::for_each_usable([](const Functions& table) {
+        if (chosen == nullptr) chosen = &table;
+    });
+    m.attr("panel_rows") = fastcse::panel_rows;
+    m.def("isa", [] { return chosen->isa; }, "The instruction set in use.");
+    m.def("usable", &usable, "The instruction sets this processor can run, best first.");
+    m.def("use", &use, "Runs another instruction set from now on; for tests and measurements.");
+    m.def("sweep", &sweep);
+    m.def("inverse_norms", &inverse_norms);
+    m.def("paired_similarity", &paired_similarity);
+    m.def("finish_rows", &finish_rows);
+    m.def("scatter_rows", &scatter_rows);
+}

@@ -1,0 +1,40 @@
+// One table of functions per instruction set; the best one that the processor has is chosen when the module is loaded.
+#pragma once
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "tile.hpp"
+
+namespace fastcse {
+
+struct Functions {
+    const char* isa;
+    /// Throws std::invalid_argument, naming the transform, if there is none of that name.
+    void (*sweep)(const std::string& transform, const Tile&, int threads);
+    void (*inverse_norms)(const float* x, int64_t stride, int64_t n, int64_t d, float shortest, float* scale, int threads);
+    void (*paired_similarity)(const float* a, int64_t a_stride, const float* a_scale, const float* c, int64_t c_stride, const float* c_scale,
+                              const int64_t* index, int64_t n, int64_t d, float* out, int threads);
+    void (*finish_rows)(float* g, int64_t n, int64_t d, const float* factor, const float* pull, const float* c, int64_t c_stride,
+                        const int64_t* index, const float* x, int64_t x_stride, const float* scale, int threads);
+    void (*scatter_rows)(float* g, int64_t d, const float* a, int64_t a_stride, const float* pull, const int64_t* index, int64_t n,
+                         bool distinct, int threads);
+};
+
+extern const Functions generic_functions;
+#ifdef FASTCSE_X86
+extern const Functions avx2_functions;
+extern const Functions avx512_functions;
+#endif
+
+/// The tables this processor can run, best first.
+template <class Fn>
+void for_each_usable(Fn&& fn) {
+#ifdef FASTCSE_X86
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")) fn(avx512_functions);
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) fn(avx2_functions);
+#endif
+    fn(generic_functions);
+}
+
+}  // namespace fastcse

@@ -1,0 +1,86 @@
+// Row-wise work, one pass over memory each: norms, the positive's similarity, and the last steps of the gradients.
+#pragma once
+#include <cmath>
+
+#include "parallel.hpp"
+#include "vec.hpp"
+
+namespace FASTCSE_ISA {
+
+/// <a, b> over `d` entries, in a fixed order: four vectors of partial sums, then the lanes.
+inline float dot(const float* a, const float* b, int64_t d) {
+    f32v part[4] = {};
+    int64_t k = 0;
+    for (; k + 4 * W <= d; k += 4 * W)
+        for (int u = 0; u < 4; ++u) part[u] += load(a + k + u * W) * load(b + k + u * W);
+    for (; k + W <= d; k += W) part[0] += load(a + k) * load(b + k);
+    float total = sum((part[0] + part[1]) + (part[2] + part[3]));
+    for (; k < d; ++k) total += a[k] * b[k];
+    return total;
+}
+
+/// out += x * factor
+inline void add_scaled(float* out, const float* x, float factor, int64_t d) {
+    int64_t k = 0;
+    for (; k + W <= d; k += W) store(out + k, load(out + k) + load(x + k) * factor);
+    for (; k < d; ++k) out[k] += x[k] * factor;
+}
+
+/// Rows in blocks of this many go to one thread.
+constexpr int64_t row_block = 64;
+
+template <class Fn>
+void for_rows(int64_t n, int64_t d, int threads, Fn&& fn) {
+    const auto block = [&](int64_t b) {
+        const int64_t end = b * row_block + row_block < n ? b * row_block + row_block : n;
+        for (int64_t i = b * row_block; i < end; ++i) fn(i);
+    };
+    fastcse::parallel_for((n + row_block - 1) / row_block, n * d < 65536 ? 1 : threads, block);
+}
+
+/// scale_i = 1 / |x_i|; 0 for a row shorter than `shortest`, whose similarity and gradient are then 0.
+inline void inverse_norms(const float* x, int64_t stride, int64_t n, int64_t d, float shortest, float* scale, int threads) {
+    for_rows(n, d, threads, [=](int64_t i) {
+        const float square = dot(x + i * stride, x + i * stride, d);
+        float norm = std::sqrt(square);
+        // Squares of entries below 1e-19 or above 1e19 leave the range of a float: such rows are measured in double.
+        if (square < 1e-30f || std::isinf(square)) {
+            double exact = 0;
+            for (int64_t k = 0; k < d; ++k) exact += static_cast<double>(x[i * stride + k]) * x[i * stride + k];
+            norm = static_cast<float>(std::sqrt(exact));
+        }
+        scale[i] = norm < shortest ? 0 : 1 / norm;
+    });
+}
+
+/// out_i = <a_i, c_{index_i}> a_scale_i c_scale_{index_i}
+inline void paired_similarity(const float* a, int64_t a_stride, const float* a_scale, const float* c, int64_t c_stride, const float* c_scale,
+                              const int64_t* index, int64_t n, int64_t d, float* out, int threads) {
+    for_rows(n, d, threads, [=](int64_t i) {
+        out[i] = dot(a + i * a_stride, c + index[i] * c_stride, d) * (a_scale[i] * c_scale[index[i]]);
+    });
+}
+
+/// g_i <- factor_i g_i - pull_i c_{index_i}, then without its part along x_i if `scale` is given (the gradient through x / |x|).
+/// `index` null: no pull. `factor` null: 1.
+inline void finish_rows(float* g, int64_t n, int64_t d, const float* factor, const float* pull, const float* c, int64_t c_stride,
+                        const int64_t* index, const float* x, int64_t x_stride, const float* scale, int threads) {
+    for_rows(n, d, threads, [=](int64_t i) {
+        float* row = g + i * d;
+        if (factor)
+            for (int64_t k = 0; k < d; ++k) row[k] *= factor[i];
+        if (index) add_scaled(row, c + index[i] * c_stride, -pull[i], d);
+        if (scale) {
+            const float* along = x + i * x_stride;
+            add_scaled(row, along, -dot(row, along, d) * scale[i] * scale[i], d);
+        }
+    });
+}
+
+/// g_{index_i} -= pull_i a_i. In row order on one thread when an index repeats, so that the sum has one order.
+inline void scatter_rows(float* g, int64_t d, const float* a, int64_t a_stride, const float* pull, const int64_t* index, int64_t n, bool distinct,
+                         int threads) {
+    for_rows(n, d, distinct ? threads : 1, [=](int64_t i) { add_scaled(g + index[i] * d, a + i * a_stride, -pull[i], d); });
+}
+
+}  // namespace FASTCSE_ISA

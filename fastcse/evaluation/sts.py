@@ -1,0 +1,163 @@
+"""Semantic textual similarity: Spearman x 100 over all pairs of a file, with alignment and uniformity."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
+from tqdm.auto import tqdm
+
+import fastcse
+from fastcse.evaluation.encoding import encode_distinct
+from fastcse.evaluation.files import InputError, read_lines
+
+COLUMNS = ("sentence1", "sentence2", "score")
+CLOSE = 4.0  # alignment is taken over pairs whose gold score is above this, on the 0 to 5 scale (strictly)
+
+
+@dataclass(frozen=True)
+class StsSet:
+    """Sentence pairs with a human score; row i of the three lists is one pair."""
+
+    name: str
+    sentence1: list[str]
+    sentence2: list[str]
+    score: list[float]
+
+
+@dataclass(frozen=True)
+class StsResult:
+    """What one file scored. None where the value is undefined: no pair above 4, or one score only."""
+
+    name: str
+    pairs: int
+    spearman: float | None  # x 100, rounded to two decimals as in the SimCSE tables
+    alignment: float | None
+    uniformity: float | None
+
+
+def read_sts(path: str | Path, name: str | None = None, argument: str = "--sts-dir") -> StsSet | None:
+    """Read one tab-separated file without quoting; None if its header lacks `sentence1`, `sentence2` or `score`.
+
+    Raises:
+        InputError: the file cannot be read, or a row does not fit its header (the line is named).
+    """
+    header, *rows = read_lines(path, argument)
+    names = header.split("\t")
+    if not set(COLUMNS) <= set(names):
+        return None
+    where = [names.index(column) for column in COLUMNS]
+    pairs = [_pair(row, where, len(names), f"{argument} {str(path)!r} line {i}") for i, row in enumerate(rows, 2)]
+    if len(pairs) < 2:
+        raise InputError(f"{argument} {str(path)!r} holds {len(pairs)} pairs: a rank correlation needs at least 2")
+    sentence1, sentence2, score = (list(column) for column in zip(*pairs))
+    return StsSet(name or Path(path).name, sentence1, sentence2, score)
+
+
+def _pair(row: str, where: list[int], width: int, place: str) -> tuple[str, str, float]:
+    cells = row.split("\t")
+    if len(cells) != width:
+        raise InputError(f"{place} has {len(cells)} columns where the header has {width}")
+    sentence1, sentence2, text = (cells[column] for column in where)
+    try:
+        score = float(text)
+    except ValueError:
+        score = math.nan
+    if not math.isfinite(score):
+        raise InputError(f"{place} has score {text!r}: expected a finite number")
+    return sentence1, sentence2, score
+
+
+def find_sts(directory: str | Path, argument: str = "--sts-dir") -> list[StsSet]:
+    """Every STS file below a folder, in the order of their paths; tables without the three columns are passed over.
+
+    Raises:
+        InputError: the folder is missing, holds no STS file, or holds a damaged one.
+    """
+    root = sts_folder(directory, argument)
+    paths = sorted(path for pattern in ("*.tsv", "*.tsv.gz") for path in root.rglob(pattern))
+    found = [read_sts(path, str(path.relative_to(root)), argument) for path in paths]
+    sets = [one for one in found if one is not None]
+    if not sets:
+        raise InputError(
+            f"{argument} {str(directory)!r} holds no STS file among its {len(paths)} tables: "
+            f"expected .tsv or .tsv.gz with the columns {', '.join(COLUMNS)}"
+        )
+    return sets
+
+
+def sts_folder(directory: str | Path, argument: str) -> Path:
+    """The folder, or an InputError if it is not one."""
+    root = Path(directory)
+    if not root.is_dir():
+        raise InputError(f"{argument} {str(directory)!r} is {'a file' if root.exists() else 'missing'}: "
+                         f"expected a folder with .tsv or .tsv.gz files")  # fmt: skip
+    return root
+
+
+class StsEvaluator(EmbeddingSimilarityEvaluator):
+    """sentence-transformers' evaluator; each distinct sentence is encoded once, and the rows are kept for later.
+
+    After a call, `rows1` and `rows2` are the (pairs, D) float32 embeddings of the two sides.
+    """
+
+    def __init__(self, pairs: StsSet, *, name: str, batch_size: int = 64, progress: tqdm | None = None):
+        super().__init__(
+            pairs.sentence1, pairs.sentence2, pairs.score,
+            batch_size=batch_size, main_similarity="cosine", name=name,
+        )  # fmt: skip
+        self.progress = progress
+
+    def __call__(self, model: SentenceTransformer, *args, **kwargs) -> dict[str, float]:
+        both = self.sentences1 + self.sentences2
+        rows = encode_distinct(model, both, batch_size=self.batch_size, progress=self.progress)
+        self.rows1, self.rows2 = rows[: len(self.sentences1)], rows[len(self.sentences1) :]
+        return super().__call__(model, *args, **kwargs)
+
+    def embed_inputs(self, model: SentenceTransformer, sentences: list[str], **kwargs) -> np.ndarray:
+        """The rows that were made at the start of the call."""
+        # By identity: the two sides may hold equal text.
+        return (self.rows1 if sentences is self.sentences1 else self.rows2).numpy()
+
+
+def evaluate_sts(model: SentenceTransformer, sets: list[StsSet], *, batch_size: int = 64) -> list[StsResult]:
+    """Score a model on each set. One progress bar, on stderr, counts sentences over all sets.
+
+    Spearman is over all pairs of a set together (SimCSE's setting "all"). With unit rows x, y:
+
+        alignment  = mean over pairs with score > 4 of |x - y|^2
+        uniformity = log mean over all a < b of exp(-2 |x_a - x_b|^2), both sides concatenated
+
+    Example:
+        >>> results = evaluate_sts(model, find_sts("sts"))        # doctest: +SKIP
+        >>> print(results[0].name, results[0].spearman)           # doctest: +SKIP
+        stsb.dev.tsv.gz 79.7
+    """
+    total = sum(len(set(one.sentence1 + one.sentence2)) for one in sets)
+    with tqdm(total=total, desc="encode", unit=" sentences", dynamic_ncols=True) as progress:
+        return [_evaluate(model, one, batch_size, progress) for one in sets]
+
+
+def _evaluate(model: SentenceTransformer, pairs: StsSet, batch_size: int, progress: tqdm) -> StsResult:
+    progress.set_postfix_str(pairs.name)
+    evaluator = StsEvaluator(pairs, name="sts", batch_size=batch_size, progress=progress)
+    spearman = evaluator(model)["sts_spearman_cosine"]
+    close = torch.tensor(pairs.score) > CLOSE
+    return StsResult(
+        name=pairs.name,
+        pairs=len(pairs.score),
+        spearman=_finite(100 * spearman, 2),
+        alignment=_finite(fastcse.alignment(evaluator.rows1[close], evaluator.rows2[close])) if close.any() else None,
+        uniformity=_finite(fastcse.uniformity(torch.cat([evaluator.rows1, evaluator.rows2]))),
+    )
+
+
+def _finite(value, digits: int = 4) -> float | None:
+    """A rounded float, or None: JSON has no NaN."""
+    value = float(value)
+    return round(value, digits) if math.isfinite(value) else None

@@ -1,0 +1,134 @@
+"""The fused losses as a loss of sentence-transformers' `SentenceTransformerTrainer`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import Tensor, nn
+
+import fastcse
+
+LOGGED = ("accuracy", "positive_similarity", "negative_similarity")
+
+
+class ContrastiveLoss(nn.Module):
+    r"""A fastcse loss for `SentenceTransformerTrainer`, over the columns anchor, positive, negative_1 ... negative_n.
+
+    With rows a, p, n_k of the columns, the loss is `loss(a, p, negatives=[n_1, ...], **options)`: in-batch positives of
+    other rows and all hard negatives of the batch are every row's negatives. With ONE column the sentences are encoded
+    twice in one forward pass, and the two dropout masks are the two views (SimCSE, unsupervised); that needs dropout.
+
+    The embeddings come from the model at each call, so data-parallel and compiled wrappers work, and so do
+    MatryoshkaLoss around this loss and `learning_rate_mapping` for a learnable temperature.
+
+    Args:
+        model:   the encoder; its `sentence_embedding` is used, of any width.
+        loss:    `fastcse.infonce_loss`, `fastcse.focal_infonce_loss`, or any function with their arguments.
+        learnable_temperature: train the temperature, from `options["temperature"]`; it is stored as its logarithm.
+        backend: "triton" | "cpp" | "reference"; None lets fastcse choose.
+        cite:    BibTeX for the model card.
+        options: keyword arguments of `loss`, such as `temperature`, `margin` and `symmetric`.
+
+    Raises:
+        ValueError: no column, a learnable temperature without a first value, or what `loss` refuses.
+
+    Example:
+        >>> loss = ContrastiveLoss(model, fastcse.focal_infonce_loss, temperature=0.05)          # doctest: +SKIP
+        >>> SentenceTransformerTrainer(model=model, train_dataset=pairs, loss=loss).train()      # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        loss: Callable,
+        *,
+        learnable_temperature: bool = False,
+        backend: str | None = None,
+        cite: str = "",
+        **options: Any,
+    ):
+        super().__init__()
+        if learnable_temperature and not options.get("temperature", 0) > 0:
+            raise ValueError(f"learnable_temperature needs a first temperature > 0, got {options.get('temperature')}")
+        self.model = model
+        self.loss = loss
+        self.backend = backend
+        self.cite = cite
+        self.options = options
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(options["temperature"]))) if learnable_temperature else None
+        self.used_backend: str | None = None  # of the last forward
+        self._sums: dict[str, Tensor] = {}
+        self._calls = 0
+
+    def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> Tensor:
+        """The loss of a batch; `sentence_features` holds one tokenized batch per column, `labels` are not used."""
+        columns = list(sentence_features)
+        rows = two_views(self.model, columns[0]) if len(columns) == 1 else [embed(self.model, one) for one in columns]
+        return self.compute_loss_from_embeddings(rows, labels)
+
+    def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None) -> Tensor:
+        """The loss of columns that are already embedded: [(N, D) anchor, (N, D) positive, (N, D) negative ...]."""
+        if len(embeddings) < 2:
+            raise ValueError(f"expected at least 2 columns of embeddings, anchor and positive, got {len(embeddings)}")
+        anchor, positive, *negatives = embeddings
+        options = dict(self.options)
+        if self.log_temperature is not None:
+            options["temperature"] = self.log_temperature.exp()
+        loss, stats = self.loss(
+            anchor, positive, negatives=negatives or None, backend=self.backend, return_stats=True, **options
+        )
+        self.used_backend = fastcse.last_backend()
+        self._record(stats)
+        return loss
+
+    def _record(self, stats: Any) -> None:
+        # Kept on the device and summed there: reading a value at every step would stall a GPU.
+        for name in LOGGED:
+            value = getattr(stats, name).detach()
+            self._sums[name] = self._sums[name] + value if self._calls else value
+        self._calls += 1
+
+    def take_stats(self) -> dict[str, float]:
+        """Accuracy and mean similarities since the last call of this method, each the mean over the forwards."""
+        means = {name: float(total) / self._calls for name, total in self._sums.items()}
+        self._sums, self._calls = {}, 0
+        return means
+
+    @property
+    def temperature(self) -> float | None:
+        """The temperature now, also when it is learned; None for a loss without one."""
+        return self.options.get("temperature") if self.log_temperature is None else self.log_temperature.exp().item()
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """What the model card writes about this loss."""
+        learned = {} if self.log_temperature is None else {"learnable_temperature": True}
+        return {"loss": getattr(self.loss, "__name__", str(self.loss)), **self.options, **learned, "backend": self.backend}
+
+    @property
+    def citation(self) -> str:
+        """BibTeX of the objective."""
+        return self.cite
+
+
+def embed(model: nn.Module, features: dict[str, Any]) -> Tensor:
+    """(N, D) embeddings of one tokenized column."""
+    return model(features)["sentence_embedding"]
+
+
+def two_views(model: nn.Module, features: dict[str, Any]) -> list[Tensor]:
+    """Two embeddings of the same sentences, [(N, D), (N, D)], from one forward pass over the doubled batch.
+
+    Dropout draws a mask per row, so the copies of a sentence differ. A batch that cannot be doubled along its first
+    axis (sequences packed into one row for flash attention) is encoded twice instead, to the same effect.
+    """
+    tensors = [value for value in features.values() if isinstance(value, Tensor)]
+    rows = len(features["input_ids"]) if "input_ids" in features else -1
+    packed = "cu_seq_lens_q" in features or any(t.ndim == 0 or len(t) != rows for t in tensors)
+    if packed:
+        return [embed(model, dict(features)), embed(model, dict(features))]
+    double = {name: torch.cat([v, v]) if isinstance(v, Tensor) else v for name, v in features.items()}
+    return list(embed(model, double).chunk(2))

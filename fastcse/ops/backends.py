@@ -1,0 +1,121 @@
+"""Which backend runs, and why the others do not: one table, answered aloud."""
+
+from __future__ import annotations
+
+import warnings
+from importlib.util import find_spec
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import native
+from ..native import module as native_module
+
+NAMES = ("triton", "cpp", "reference")
+# Below this many pairs the calls around the kernels cost more than the kernels save: plain torch is as fast or faster (benchmarks/NOTES.md).
+SMALL_PAIRS = 0
+
+_last: str | None = None
+_announced: set[str] = set()
+
+
+class BackendStatus(NamedTuple):
+    """Whether a backend can run here, and why or why not."""
+
+    available: bool
+    reason: str
+
+
+def _triton_status() -> BackendStatus:
+    if find_spec("triton") is None:
+        return BackendStatus(False, "triton is not installed; `pip install triton` (Linux) brings it")
+    if interpreting():
+        return BackendStatus(True, "Triton's interpreter, on CPU tensors: for tests, slow")
+    if not torch.cuda.is_available():
+        return BackendStatus(False, "no CUDA device; a GPU, and a torch built for it (`pip install torch`), are needed")
+    return BackendStatus(True, f"Triton on {torch.cuda.get_device_name()}")
+
+
+def interpreting() -> bool:
+    """Whether Triton was told to interpret its kernels (TRITON_INTERPRET=1 before import)."""
+    import triton
+
+    return bool(triton.knobs.runtime.interpret)
+
+
+def backends() -> dict[str, BackendStatus]:
+    """Every backend with its state here.
+
+    Example:
+        >>> fastcse.backends()["reference"].available
+        True
+    """
+    return {
+        "triton": _triton_status(),
+        "cpp": BackendStatus(native_module.available, native_module.reason),
+        "reference": BackendStatus(True, "plain torch"),
+    }
+
+
+def last_backend() -> str | None:
+    """The backend that ran last in this process: "triton", "cpp", "reference", or None before the first call.
+
+    Example:
+        >>> _ = fastcse.infonce_loss(torch.eye(3, dtype=torch.float64), torch.eye(3, dtype=torch.float64))
+        >>> fastcse.last_backend()
+        'reference'
+    """
+    return _last
+
+
+def record(name: str) -> None:
+    """Notes that `name` ran."""
+    global _last
+    _last = name
+
+
+def choose_backend(anchor: Tensor, backend: str | None, pairs: int) -> str:
+    """The backend an op will use for these tensors. A forced one that cannot run is an error; a fallback is announced once."""
+    if backend is not None:
+        return _forced(backend, anchor)
+    if anchor.dtype == torch.float64:
+        return "reference"
+    if anchor.is_cuda:
+        return "triton" if find_spec("triton") is not None else _fall_back("triton")
+    if anchor.device.type != "cpu" or pairs < SMALL_PAIRS:
+        return "reference"
+    return "cpp" if native_module.available else _fall_back("cpp")
+
+
+def _forced(backend: str, anchor: Tensor) -> str:
+    if backend not in NAMES:
+        raise ValueError(f"backend must be one of {NAMES} or None, got {backend!r}")
+    if backend == "reference":
+        return backend
+    status = backends()[backend]
+    if not status.available:
+        raise RuntimeError(f"backend {backend!r} cannot run here: {status.reason}")
+    if anchor.dtype == torch.float64:
+        raise ValueError(f"backend {backend!r} takes float32, float16 or bfloat16, got anchor of {anchor.dtype}; float64 runs on 'reference'")
+    needed = "cpu" if backend == "cpp" or interpreting() else "cuda"
+    if anchor.device.type != needed:
+        raise ValueError(f"backend {backend!r} takes tensors on {needed!r}, got anchor on {anchor.device.type!r}")
+    return backend
+
+
+def _fall_back(missing: str) -> str:
+    if missing not in _announced and not torch.compiler.is_compiling():
+        _announced.add(missing)
+        warnings.warn(f"fastcse runs the slower 'reference' backend: {backends()[missing].reason}", RuntimeWarning, stacklevel=5)
+    return "reference"
+
+
+def launchers(name: str) -> ModuleType:
+    """The module of launchers behind a fused backend's name."""
+    if name == "cpp":
+        return native
+    from .. import kernels  # only here: importing triton takes a second that CPU users need not wait for
+
+    return kernels

@@ -1,0 +1,83 @@
+"""What every backend is handed: the blocks of candidates, and the arrays of a chunk of anchor rows. Data only, nothing is computed here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# A row shorter than this is a zero row: similarity 0 with everything, gradient 0. torch.nn.functional.cosine_similarity clamps at the same length.
+SHORTEST_NORM = 1e-8
+
+
+@dataclass
+class Block:
+    """Candidates that anchors are compared with.
+
+    `rows` (M, D); `scale` (M,) float32, 1 / norm or 1; `bias` (M,) float32, the log-weight of each column; `id` (M,) int64 or None.
+    The block of the positives (`holds_positives`) leaves each anchor's positive out; another block adds `own_log_weight` at the column that has
+    the anchor's own number.
+    """
+
+    rows: Tensor
+    scale: Tensor
+    bias: Tensor
+    id: Tensor | None
+    own_log_weight: float
+    holds_positives: bool
+    needs_grad: bool
+
+
+@dataclass
+class Logits:
+    """How a similarity becomes a logit: the transform's name, its margin, and the inverse temperature (0-dim float32, on the device).
+
+    `inv_temperature_value` is the same number where the host knows it without reading the device, else None.
+    """
+
+    transform: str
+    margin: float
+    inv_temperature: Tensor
+    inv_temperature_value: float | None
+
+
+@dataclass
+class RowStats:
+    """By-products of a chunk of R rows, gathered while the pairs are swept. All (R,)."""
+
+    similarity_sum: Tensor
+    count: Tensor
+    hardest: Tensor
+    hardest_col: Tensor
+
+    @classmethod
+    def empty(cls, rows: int, device: torch.device) -> RowStats:
+        zero = torch.zeros(rows, dtype=torch.float32, device=device)
+        none = torch.full((rows,), -1, dtype=torch.int64, device=device)
+        return cls(zero, zero.clone(), torch.full_like(zero, -torch.inf), none)
+
+
+@dataclass
+class RowChunk:
+    """R anchor rows and their arrays, all (R,) but `rows` (R, D). Sums start at zero and are added to by every block's sweep."""
+
+    rows: Tensor
+    scale: Tensor
+    positive: Tensor
+    own: Tensor
+    id: Tensor | None
+    shift: Tensor
+    weight: Tensor
+    sum: Tensor
+    f_sum: Tensor
+    stats: RowStats | None = None
+
+
+@dataclass
+class Columns:
+    """The column direction of the symmetric loss. `shift` (M,) d_j; with `weight` (M,) H_j gradient weights are made, without it sums (M,) are."""
+
+    shift: Tensor
+    weight: Tensor | None = None
+    sum: Tensor | None = None

@@ -1,0 +1,108 @@
+"""Every op in plain torch: the specification, and the backend for float64. Exact, slow, and holds the (N, M) matrix.
+
+Gradients come from autograd, never from a formula typed here.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .pairs import SHORTEST_NORM
+from .transforms import LogitTransform
+
+
+def unit_rows(x: Tensor) -> Tensor:
+    """x / |x| by rows; a row shorter than 1e-8 becomes 0 and has gradient 0."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # (N, 1)
+    return torch.where(norm < SHORTEST_NORM, 0.0, x / norm.clamp_min(SHORTEST_NORM))
+
+
+def similarity(anchor: Tensor, candidate: Tensor, normalize: bool = True) -> Tensor:
+    """(N, M) dot products in at least float32, of unit rows if `normalize`."""
+    dtype = torch.promote_types(anchor.dtype, torch.float32)
+    a, c = anchor.to(dtype), candidate.to(dtype)
+    # Outside autocast: a similarity rounded to half precision makes ties, and an error of 1e-2 in logits.
+    with torch.autocast(anchor.device.type, enabled=False):
+        return unit_rows(a) @ unit_rows(c).T if normalize else a @ c.T
+
+
+def log_ratio_loss(x: Tensor, keep: Tensor, x_positive: Tensor) -> Tensor:
+    """log(1 + sum_j exp(x_ij - x_ip)) over the kept negatives: logsumexp minus the positive logit, with its digits kept when it is small."""
+    none = ~keep.any(1)
+    x = x.masked_fill(~keep, -torch.inf).masked_fill(none[:, None], 0.0)  # an empty row must not reach logsumexp: its gradient is NaN
+    loss = torch.logaddexp(x.logsumexp(1) - x_positive, torch.zeros_like(x_positive))
+    return loss.masked_fill(none, 0.0)
+
+
+def _kept(block, n: int, own: Tensor | None, anchor_id: Tensor | None) -> Tensor:
+    keep = torch.ones(n, block.rows.shape[0], dtype=torch.bool, device=block.rows.device)
+    if own is not None:
+        keep = keep.scatter(1, own[:, None], False)
+    if block.id is not None and anchor_id is not None:
+        keep = keep & (anchor_id[:, None] != block.id[None, :])
+    return keep  # (N, M)
+
+
+def _own_bias(block, n: int, x: Tensor) -> Tensor:
+    if block.own_log_weight == 0:
+        return x
+    row, col = torch.arange(n, device=x.device)[:, None], torch.arange(x.shape[1], device=x.device)[None, :]
+    return x + (row == col) * block.own_log_weight
+
+
+def loss_rows(
+    anchor: Tensor,
+    blocks: list,
+    positive: Tensor,
+    anchor_id: Tensor | None,
+    transform: LogitTransform,
+    margin: float,
+    inv_temperature: Tensor,
+    normalize: bool,
+    symmetric: bool,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Per-row loss (N,) and the by-products. `blocks[0]` holds the positives; block.rows and block.log_weight may require grad."""
+    f, f_positive = transform.differentiable()
+    n = anchor.shape[0]
+    s = [similarity(anchor, block.rows, normalize) for block in blocks]  # (N, M_b)
+    s_positive = s[0].gather(1, positive[:, None]).squeeze(1)  # (N,)
+    x_positive = f_positive(s_positive, margin) * inv_temperature
+    keep = [_kept(b, n, positive if k == 0 else None, anchor_id) for k, b in enumerate(blocks)]
+    x = [f(s_b, margin) * inv_temperature for s_b in s]
+    for k, block in enumerate(blocks[1:], 1):
+        x[k] = _own_bias(block, n, x[k] if block.log_weight is None else x[k] + block.log_weight)
+    loss = log_ratio_loss(torch.cat(x, 1), torch.cat(keep, 1), x_positive)
+    stats = _stats(s, keep, s_positive, x_positive + loss)
+    if symmetric:
+        loss = (loss + _column_loss(x[0], _kept(blocks[0], n, None, anchor_id), positive, x_positive)) / 2
+    return loss, stats
+
+
+def _column_loss(x: Tensor, allowed: Tensor, positive: Tensor, x_positive: Tensor) -> Tensor:
+    """Each anchor's positive, compared with all anchors. A pair (k, positive[k]) enters with its positive logit."""
+    n = x.shape[0]
+    is_positive = torch.zeros_like(allowed).scatter(1, positive[:, None], True)  # (N, M)
+    x = torch.where(is_positive, x_positive[:, None], x)
+    by_column = x.T.index_select(0, positive)  # (N, N): row i is the column of anchor i's positive
+    keep = (allowed | is_positive).T.index_select(0, positive) & ~torch.eye(n, dtype=torch.bool, device=x.device)
+    return log_ratio_loss(by_column, keep, x_positive)
+
+
+@torch.no_grad()
+def _stats(s: list[Tensor], keep: list[Tensor], s_positive: Tensor, lse: Tensor) -> dict[str, Tensor]:
+    kept = [torch.where(k, s_b, -torch.inf) for k, s_b in zip(keep, s)]
+    hardest, hardest_col = kept[0].max(1)
+    first = torch.arange(kept[0].shape[1], device=lse.device)
+    hardest_col = torch.where(kept[0] == hardest[:, None], first, kept[0].shape[1]).amin(1)  # ties to the lowest column
+    hardest_col = torch.where(torch.isinf(hardest), -1, hardest_col)
+    everywhere = torch.cat(kept, 1).amax(1)
+    return {
+        "lse": lse.detach(),
+        "similarity_sum": sum(torch.where(k, s_b, 0.0).sum(1) for k, s_b in zip(keep, s)),
+        "count": sum(k.sum(1) for k in keep).to(torch.float32),
+        "positive_similarity": s_positive.detach(),
+        "hardest_overall": everywhere,
+        "hardest": hardest,
+        "hardest_col": hardest_col,
+    }

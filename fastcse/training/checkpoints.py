@@ -1,0 +1,62 @@
+"""Checkpoints of a run: which one to resume from, and whether this run is the one that wrote them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from fastcse.evaluation.files import InputError
+from fastcse.training.options import TrainOptions, flag
+
+OPTIONS_FILE = "fastcse_train.json"
+# The Trainer writes this file last, so a folder without it is what a killed process left behind.
+LAST_WRITTEN = "trainer_state.json"
+
+
+def last_checkpoint(output_dir: str | Path) -> Path | None:
+    """The checkpoint with the highest step that was written to its end, or None."""
+    complete = [path.parent for path in Path(output_dir).glob(f"checkpoint-*/{LAST_WRITTEN}") if _is_json(path)]
+    return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return True
+
+
+def prepare_output(options: TrainOptions) -> Path | None:
+    """Make the output folder, write the options into it, and return the checkpoint to resume from, if any.
+
+    Raises:
+        InputError: resuming without a checkpoint or under other options than the first run's, or starting anew in a
+            folder that holds checkpoints.
+    """
+    folder = Path(options.output_dir)
+    checkpoint = last_checkpoint(folder)
+    if options.resume:
+        if checkpoint is None:
+            raise InputError(f"--resume found no complete checkpoint in --output-dir {options.output_dir!r}")
+        _check_same_run(folder / OPTIONS_FILE, options)
+    elif checkpoint is not None:
+        raise InputError(
+            f"--output-dir {options.output_dir!r} holds {checkpoint.name} of an earlier run: "
+            "add --resume to continue it, or name another folder"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / OPTIONS_FILE).write_text(json.dumps(options.identity(), indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--output-dir {options.output_dir!r} cannot be written: {error.strerror}") from None
+    return checkpoint if options.resume else None
+
+
+def _check_same_run(path: Path, options: TrainOptions) -> None:
+    if not path.is_file():
+        raise InputError(f"--resume found no {OPTIONS_FILE} in --output-dir {options.output_dir!r}: not a fastcse run")
+    first, now = json.loads(path.read_text(encoding="utf-8")), options.identity()
+    for name, value in now.items():
+        if first.get(name) != value:
+            raise InputError(f"{flag(name)} is {value!r}, but the run that --resume continues had {first.get(name)!r}")

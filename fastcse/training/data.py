@@ -1,0 +1,61 @@
+"""Training text: a corpus of sentences (one column) or pairs and triplets (two or three)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from datasets import Dataset
+
+from fastcse.evaluation.files import InputError, read_lines
+
+
+def read_corpus(path: str | Path, argument: str = "--corpus") -> Dataset:
+    """One sentence a line, plain or `.gz`; blank lines are passed over. One column, `anchor`.
+
+    The positive of a sentence is the sentence itself under another dropout mask (SimCSE, unsupervised).
+    """
+    lines = (line.strip() for line in read_lines(path, argument))
+    return Dataset.from_dict({"anchor": [line for line in lines if line]})
+
+
+def read_pairs(path: str | Path, argument: str = "--pairs") -> Dataset:
+    """Tab-separated anchor, positive and, if there is a third column, a hard negative; plain or `.gz`, no quoting.
+
+    A first line that names the columns `anchor` and `positive` is a header: then the columns are found by name, every
+    other column that starts with `negative` is a hard negative, and the rest is ignored.
+
+    Raises:
+        InputError: a row with the wrong number of columns or an empty cell (the line is named).
+    """
+    lines = read_lines(path, argument)
+    header = lines[0].split("\t")
+    if {"anchor", "positive"} <= set(header):
+        names = ["anchor", "positive", *(name for name in header if name.startswith("negative"))]
+        where, width, first = [header.index(name) for name in names], len(header), 1
+    else:
+        names, where, width, first = ["anchor", "positive", "negative"][: len(header)], range(len(header)), len(header), 0
+    if width < 2 or (first == 0 and width > 3):
+        raise InputError(f"{argument} {str(path)!r} has {width} columns: expected 2 or 3, or a header with their names")
+    rows = [
+        _cells(line, where, width, f"{argument} {str(path)!r} line {number}")
+        for number, line in enumerate(lines[first:], first + 1)
+        if line.strip()
+    ]
+    return Dataset.from_dict({name: list(column) for name, column in zip(names, zip(*rows))} if rows else {})
+
+
+def _cells(line: str, where: range | list[int], width: int, place: str) -> list[str]:
+    cells = [cell.strip() for cell in line.split("\t")]
+    if len(cells) != width:
+        raise InputError(f"{place} has {len(cells)} columns where the first line has {width}")
+    chosen = [cells[column] for column in where]
+    if not all(chosen):
+        raise InputError(f"{place} has an empty cell: expected text in column {where[chosen.index('')] + 1}")
+    return chosen
+
+
+def check_fills_a_batch(dataset: Dataset, batch_size: int, path: str, argument: str) -> None:
+    """An InputError unless the distinct anchors fill one batch: a batch never holds a sentence twice."""
+    distinct = len(set(dataset["anchor"])) if "anchor" in dataset.column_names else 0
+    if distinct < batch_size:
+        raise InputError(f"--batch-size {batch_size} is more than the {distinct} distinct sentences of {argument} {path!r}")

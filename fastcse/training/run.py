@@ -1,0 +1,134 @@
+"""`fastcse train`, whole: load, train, choose the checkpoint, save, report."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+from transformers import set_seed
+
+from fastcse.evaluation.files import InputError
+from fastcse.evaluation.sts import StsEvaluator, read_sts, sts_folder
+from fastcse.integrations.sentence_transformers import ContrastiveLoss
+from fastcse.training.checkpoints import prepare_output
+from fastcse.training.data import check_fills_a_batch, read_corpus, read_pairs
+from fastcse.training.encoders import has_dropout, load_encoder
+from fastcse.training.objectives import get_objective
+from fastcse.training.options import TrainOptions
+from fastcse.training.trainer import ContrastiveTrainer, make_trainer
+
+DEV = "stsb.dev"  # the set that chooses the checkpoint; no other set is opened
+DEV_KEY = "stsb_dev"
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What a run did. Scores are Spearman x 100 on STS-B dev, None without --sts-dir."""
+
+    options: dict[str, Any]
+    backend: str | None
+    steps: int
+    seconds: float
+    sentences: int
+    loss: list[tuple[int, float]]  # (step, mean loss since the step before)
+    accuracy: float
+    positive_similarity: float
+    negative_similarity: float
+    dev_before: float | None
+    dev: list[tuple[int, float]]  # (step, score)
+    best_step: int | None
+    dev_best: float | None
+    saved: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def train(options: TrainOptions) -> TrainReport:
+    """Run the training that `options` describe and save the model in sentence-transformers' format.
+
+    The saved model is the checkpoint with the best STS-B dev score when `sts_dir` is given, else the last step's.
+
+    Raises:
+        InputError: a file, model or folder of the options is not what it should be.
+
+    Example:
+        >>> report = train(TrainOptions("out", corpus="wiki.txt.gz", sts_dir="sts"))     # doctest: +SKIP
+        >>> report.dev_best > report.dev_before                                           # doctest: +SKIP
+        True
+    """
+    dataset = _read(options)
+    dev = None if options.sts_dir is None else find_dev(options.sts_dir)
+    set_seed(options.seed)
+    model = load_encoder(options.model, pooling=options.pooling)
+    if options.corpus is not None and not has_dropout(model):
+        raise InputError(f"--model {options.model!r} has no dropout, so the two views of a --corpus sentence would be "
+                         "equal: expected a model with dropout, or --pairs")  # fmt: skip
+    checkpoint = prepare_output(options)
+    objective = get_objective(options.objective)
+    loss = ContrastiveLoss(
+        model, objective.function, backend=options.backend, cite=objective.source, **options.objective_options
+    )
+    before = None if dev is None else 100 * dev(model)[f"{DEV_KEY}_spearman_cosine"]
+    trainer = make_trainer(
+        model, dataset, loss, output_dir=options.output_dir, batch_size=options.batch_size, lr=options.lr,
+        max_steps=options.max_steps, max_length=options.max_length, seed=options.seed, save_steps=options.eval_steps,
+        evaluator=dev, label=f"train {options.objective}",
+    )  # fmt: skip
+    start = time.perf_counter()
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    seconds = time.perf_counter() - start
+    trainer.save_model(options.output_dir)
+    return _report(options, trainer, before, seconds, len(dataset))
+
+
+def _read(options: TrainOptions) -> Dataset:
+    if options.corpus is not None:
+        path, argument, dataset = options.corpus, "--corpus", read_corpus(options.corpus)
+    else:
+        path, argument, dataset = options.pairs, "--pairs", read_pairs(options.pairs)
+    check_fills_a_batch(dataset, options.batch_size, path, argument)
+    return dataset
+
+
+def find_dev(directory: str | Path) -> StsEvaluator:
+    """The evaluator of `stsb.dev.tsv` or `stsb.dev.tsv.gz` anywhere below a folder. No other file is opened."""
+    root = sts_folder(directory, "--sts-dir")
+    paths = sorted(path for name in (f"{DEV}.tsv", f"{DEV}.tsv.gz") for path in root.rglob(name))
+    if len(paths) != 1:
+        raise InputError(f"--sts-dir {str(directory)!r} holds {len(paths)} files called {DEV}.tsv or {DEV}.tsv.gz: "
+                         "expected exactly one, because it chooses the checkpoint")  # fmt: skip
+    pairs = read_sts(paths[0])
+    if pairs is None:
+        raise InputError(f"--sts-dir file {str(paths[0])!r} lacks a column of sentence1, sentence2, score")
+    return StsEvaluator(pairs, name=DEV_KEY)
+
+
+def _report(
+    options: TrainOptions, trainer: ContrastiveTrainer, before: float | None, seconds: float, sentences: int
+) -> TrainReport:
+    score = f"eval_{DEV_KEY}_spearman_cosine"
+    history = trainer.state.log_history
+    last = next(entry for entry in reversed(history) if "loss" in entry)
+    dev = [(entry["step"], round(100 * entry[score], 2)) for entry in history if score in entry]
+    best_step = max(dev, key=lambda one: (one[1], -one[0]))[0] if dev else None
+    return TrainReport(
+        options={**options.identity(), "output_dir": options.output_dir, "resume": options.resume},
+        backend=trainer.loss.used_backend,
+        steps=trainer.state.global_step,
+        seconds=round(seconds, 1),
+        sentences=sentences,
+        loss=[(entry["step"], entry["loss"]) for entry in history if "loss" in entry],
+        accuracy=round(last["accuracy"], 4),
+        positive_similarity=round(last["positive_similarity"], 4),
+        negative_similarity=round(last["negative_similarity"], 4),
+        dev_before=None if before is None else round(before, 2),
+        dev=dev,
+        best_step=best_step,
+        dev_best=dict(dev).get(best_step),
+        saved=options.output_dir,
+    )

@@ -1,0 +1,115 @@
+"""The loop: sentence-transformers' Trainer with the statistics of the loss in its log and one tidy progress bar."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
+from sentence_transformers.base.evaluation import BaseEvaluator
+from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
+from sentence_transformers.sentence_transformer.training_args import BatchSamplers
+from tqdm.auto import tqdm
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+
+from fastcse.integrations.sentence_transformers import ContrastiveLoss
+
+SHOWN = {"loss": "loss", "accuracy": "acc", "positive_similarity": "pos", "negative_similarity": "neg"}
+LOGGED_STEPS = 1000  # at most this many entries in the log of a run
+
+
+class ContrastiveTrainer(SentenceTransformerTrainer):
+    """`SentenceTransformerTrainer` that logs accuracy and mean similarities beside the loss."""
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs = {**logs, **self.loss.take_stats()}
+        super().log(logs, start_time)
+
+
+class Progress(TrainerCallback):
+    """One bar on stderr: steps, loss, accuracy, similarities, and the last score on the dev set."""
+
+    def __init__(self, label: str, score: str | None):
+        self.label, self.score, self.shown, self.bar = label, score, {}, None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.bar = tqdm(
+            total=state.max_steps, initial=state.global_step, desc=self.label, unit=" steps", dynamic_ncols=True,
+            disable=not state.is_world_process_zero,
+        )  # fmt: skip
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.shown |= {short: f"{logs[name]:.3f}" for name, short in SHOWN.items() if name in logs}
+        if self.score in logs:
+            self.shown["dev"] = f"{100 * logs[self.score]:.2f}"
+        if self.bar is not None:
+            self.bar.set_postfix(self.shown)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.bar.close()
+
+
+class EvaluateLastStep(TrainerCallback):
+    """The last step is a candidate too, also when the number of steps is no multiple of the interval."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = True
+        return control
+
+
+def make_trainer(
+    model: SentenceTransformer,
+    dataset: Dataset,
+    loss: ContrastiveLoss,
+    *,
+    output_dir: str | Path,
+    batch_size: int,
+    max_steps: int,
+    lr: float,
+    max_length: int,
+    seed: int,
+    save_steps: int | None,
+    warmup_steps: int = 0,
+    evaluator: BaseEvaluator | None = None,
+    label: str = "train",
+) -> ContrastiveTrainer:
+    """A trainer over `dataset`: AdamW, linear decay to 0, gradient norm clipped at 1, every batch full and without
+    duplicates, and texts cut to `max_length` tokens in training only.
+
+    Args:
+        save_steps: steps between two checkpoints, and between two evaluations; None writes no checkpoint.
+        evaluator:  its primary metric, taken every `save_steps` and after the last step, chooses the checkpoint that
+            is loaded at the end. None loads nothing: the model stays as the last step left it.
+    """
+    score = None if evaluator is None else f"eval_{evaluator.name}_spearman_cosine"
+    arguments = SentenceTransformerTrainingArguments(
+        output_dir=str(output_dir), per_device_train_batch_size=batch_size, max_steps=max_steps, learning_rate=lr,
+        lr_scheduler_type="linear", warmup_steps=warmup_steps, seed=seed, dataloader_drop_last=True,
+        # Its order is a function of seed and epoch alone, so a resumed run meets the same batches in any epoch;
+        # and a sentence is never the negative of its own copy.
+        batch_sampler=BatchSamplers.NO_DUPLICATES,
+        save_strategy="no" if save_steps is None else "steps", save_steps=save_steps or max_steps, save_total_limit=2,
+        eval_strategy="no" if evaluator is None else "steps", eval_steps=save_steps,
+        load_best_model_at_end=evaluator is not None, metric_for_best_model=score, greater_is_better=True,
+        logging_steps=max(1, max_steps // LOGGED_STEPS), report_to="none",
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )  # fmt: skip
+    callbacks = [Progress(label, score)] + ([EvaluateLastStep()] if evaluator is not None else [])
+    trainer = ContrastiveTrainer(
+        model=model, args=arguments, train_dataset=dataset, loss=loss, evaluator=evaluator, callbacks=callbacks,
+        data_collator=SentenceTransformerDataCollator(preprocess_fn=model.preprocess, max_length=max_length),
+    )  # fmt: skip
+    # Both write the log to stdout, which belongs to the result.
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    return trainer

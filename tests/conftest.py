@@ -1,0 +1,117 @@
+"""Lanes, forced backends and poisoned memory.
+
+The CPU lane runs the kernels in Triton's interpreter. FASTCSE_TEST_DEVICE=cuda runs the same files on the device.
+FASTCSE_ALLOW_NO_CPP=1 lets a machine without the C++ module skip its cases instead of failing them.
+"""
+
+import os
+import sys
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+DEVICE = os.environ.get("FASTCSE_TEST_DEVICE", "cpu")
+if DEVICE == "cpu":
+    # Read when a kernel is decorated, so it must stand before the first import of triton.
+    os.environ["TRITON_INTERPRET"] = "1"
+
+from pathlib import Path  # noqa: E402
+
+import hypothesis  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from oracle import Outcome  # noqa: E402
+
+import fastcse  # noqa: E402
+
+hypothesis.settings.register_profile(
+    "fastcse", derandomize=True, deadline=None, database=None,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("fastcse")
+
+PACKAGE = str(Path(fastcse.__file__).resolve().parent)
+BACKENDS = ("reference", "triton") if DEVICE == "cuda" else ("reference", "cpp", "triton")
+
+
+def poisoned(allocate):
+    """`allocate`, but memory asked for by a fastcse file comes filled with what no result may contain."""
+    def call(*args, **options):
+        out = allocate(*args, **options)
+        if torch.compiler.is_compiling() or not sys._getframe(1).f_code.co_filename.startswith(PACKAGE):
+            return out
+        with torch.no_grad():
+            if out.is_floating_point():
+                return out.fill_(torch.nan)
+            return out.fill_(True if out.dtype == torch.bool else torch.iinfo(out.dtype).max - 7)
+    return call
+
+
+torch.empty = poisoned(torch.empty)
+torch.empty_like = poisoned(torch.empty_like)
+torch.empty_strided = poisoned(torch.empty_strided)
+torch.Tensor.new_empty = poisoned(torch.Tensor.new_empty)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(20231018)
+
+
+@pytest.fixture
+def device():
+    return torch.device(DEVICE)
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    """Every backend of this lane; one that cannot run is a failure, so that no lane is green by doing nothing."""
+    status = fastcse.backends()[request.param]
+    if not status.available and request.param == "cpp" and os.environ.get("FASTCSE_ALLOW_NO_CPP") == "1":
+        pytest.skip(f"cpp: {status.reason} (runs in the lane that builds the C++ module)")
+    if not status.available:
+        pytest.fail(f"backend {request.param!r} is not available: {status.reason}")
+    return request.param
+
+
+@pytest.fixture
+def forced(backend):
+    """Calls a public function with the backend forced, and asserts that this backend ran."""
+    def call(function, *args, **options):
+        out = function(*args, backend=backend, **options)
+        assert fastcse.last_backend() == backend
+        return out
+    return call
+
+
+def loss_arguments(case, device, temperature=None):
+    """The public function, leaves and keyword arguments of an `oracle.Case`."""
+    def place(x):
+        return None if x is None else x.detach().to(device)
+    leaves = [place(case.anchor).clone().requires_grad_(), place(case.candidate).clone().requires_grad_()]
+    extras = [place(e.rows).clone().requires_grad_(e.grad) for e in case.extras]
+    blocks = [fastcse.CandidateBlock(rows, log_weight=place(e.log_weight), own_log_weight=e.own_log_weight,
+                                     id=place(e.id)) for rows, e in zip(extras, case.extras)]
+    options = dict(temperature=case.temperature if temperature is None else temperature, symmetric=case.symmetric,
+                   anchor_id=place(case.anchor_id), candidate_id=place(case.candidate_id), normalize=case.normalize)
+    if blocks:
+        options["negatives"] = blocks
+    if case.focal:
+        options |= dict(margin=case.margin, detach_modulation=case.detach)
+    function = fastcse.focal_infonce_loss if case.focal else fastcse.infonce_loss
+    return function, leaves, extras, place(case.positive), options
+
+
+@pytest.fixture
+def run(forced, device):
+    """Runs an `oracle.Case` forward and backward on the forced backend; `upstream` (N,) weighs reduction='none'."""
+    def go(case, *, reduction="none", upstream=None, learn=False, **more):
+        temperature = torch.tensor(case.temperature, device=device, requires_grad=True) if learn else None
+        function, leaves, extras, positive, options = loss_arguments(case, device, temperature)
+        out = forced(function, *leaves, positive, reduction=reduction, **options, **more)
+        loss, stats = out if more.get("return_stats") else (out, None)
+        if reduction == "none":
+            n = len(case.anchor)
+            loss.backward(torch.full((n,), 1 / n, device=device) if upstream is None else upstream.to(device))
+        else:
+            loss.backward()
+        return Outcome(loss.detach(), leaves[0].grad, leaves[1].grad, tuple(e.grad for e in extras),
+                       temperature.grad if learn else None, stats)
+    return go

@@ -1,0 +1,101 @@
+"""The accuracy rule: error against the float64 oracle at most twice what plain torch makes in the same dtype, plus 2 ulp."""
+
+import numpy as np
+import pytest
+import torch
+from oracle import Case, Extra, assert_rule, make_rows, oracle, to64
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+KINDS = ["random", "clustered", "anisotropic"]
+TEMPERATURES = [0.1, 0.05, 0.02, 0.01]
+SHAPES = [(1, 1, 1), (13, 17, 7), (64, 64, 64), (65, 65, 33), (128, 128, 16), (129, 129, 33), (150, 7, 12), (7, 150, 12)]
+LARGE = [(257, 251, 127), (512, 513, 64), (700, 40, 33), (40, 700, 33)]
+
+every_loss = pytest.mark.parametrize("focal", [False, True], ids=["infonce", "focal"])
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: str(t)[6:])
+every_kind = pytest.mark.parametrize("kind", KINDS)
+every_temperature = pytest.mark.parametrize("temperature", TEMPERATURES)
+
+
+def label(shape):
+    return "x".join(map(str, shape))
+
+
+def make_case(kind, shape, dtype, **options):
+    anchor, candidate, positive = make_rows(kind, *shape, dtype, seed=sum(shape))
+    hard = make_rows(kind, 5, 1, shape[2], dtype, seed=1)[0]
+    return Case(anchor, candidate, positive, extras=(Extra(hard),), **options)
+
+
+@every_loss
+@every_dtype
+@pytest.mark.parametrize("shape", SHAPES, ids=label)
+def test_shapes(run, shape, dtype, focal):
+    case = make_case("random", shape, dtype, focal=focal)
+    assert_rule(case, run(case, reduction="mean"), reduction="mean")
+
+
+@every_loss
+@every_dtype
+@every_kind
+@every_temperature
+def test_temperatures(run, kind, temperature, dtype, focal):
+    case = make_case(kind, (48, 40, 33), dtype, focal=focal, temperature=temperature)
+    upstream = torch.linspace(-1, 2, 48)
+    assert_rule(case, run(case, upstream=upstream), upstream)
+    assert_rule(case, run(case, reduction="mean"), reduction="mean")
+
+
+@every_loss
+@every_kind
+@every_dtype
+def test_symmetric(run, kind, dtype, focal):
+    case = make_case(kind, (33, 40, 17), dtype, focal=focal, symmetric=True, temperature=0.02)
+    assert_rule(case, run(case, reduction="mean"), reduction="mean")
+
+
+@every_loss
+@every_dtype
+@pytest.mark.parametrize("shape", LARGE, ids=label)
+def test_large_shapes(run, backend, device, shape, dtype, focal):
+    if backend == "triton" and device.type == "cpu":
+        pytest.skip("the interpreter is slow; these sizes run in the GPU lane")
+    case = make_case("anisotropic", shape, dtype, focal=focal)
+    upstream = torch.linspace(-1, 2, shape[0])
+    assert_rule(case, run(case, upstream=upstream), upstream)
+    assert_rule(case, run(case, reduction="mean"), reduction="mean")
+
+
+@every_loss
+@every_temperature
+@every_kind
+def test_half_precision_keeps_three_digits_of_the_gradient(run, backend, device, kind, temperature, focal):
+    # Stricter than the rule, whose yardstick rounds its logits: rows are exact bf16 numbers, so what is left is the
+    # rounding of the weights and of the result, 2^-9 each. The interpreter's bf16 stores truncate: twice that.
+    case = make_case(kind, (64, 64, 32), torch.bfloat16, focal=focal, temperature=temperature, normalize=False)
+    for rows in (case.anchor, case.candidate, case.extras[0].rows):
+        rows.copy_(torch.nn.functional.normalize(rows.float(), dim=1))
+    got, exact = run(case, reduction="mean"), oracle(case)
+    allowed = 8e-3 if backend == "triton" and device.type == "cpu" else 4e-3
+    for name in ("danchor", "dcandidate"):
+        truth = getattr(exact, name)
+        error = np.linalg.norm(to64(getattr(got, name)) - truth) / np.linalg.norm(truth)
+        assert error <= allowed, f"{name}: relative error {error:.2e} > {allowed}"
+
+
+def test_a_loss_of_one_millionth_keeps_its_digits(run):
+    candidate = torch.randn(32, 24)
+    case = Case(candidate + 0.3 * torch.randn(32, 24), candidate, temperature=0.04)
+    exact, got = oracle(case).loss, to64(run(case).loss)
+    small = exact < 1e-3
+    assert small.sum() > 8, "the data must hold small losses"
+    assert exact.min() < 2e-6
+    np.testing.assert_allclose(got[small], exact[small], rtol=2e-5)
+
+
+@every_loss
+@pytest.mark.parametrize("workspace", [1 << 12, 1 << 16])
+@pytest.mark.parametrize("options", [{}, {"symmetric": True}], ids=["one_way", "symmetric"])
+def test_small_workspace_gives_the_same_answer(run, workspace, options, focal):
+    case = make_case("clustered", (70, 66, 9), torch.float32, focal=focal, **options)
+    assert_rule(case, run(case, reduction="mean", max_workspace_bytes=workspace), reduction="mean")

@@ -1,0 +1,166 @@
+"""Test vectors computed apart from this package in float64, and the invariants of both losses, on every backend."""
+
+import math
+
+import pytest
+import torch
+from oracle import Case, Extra, make_rows
+
+Z1 = torch.tensor([[3.0, 4, 0], [0, 3, 4], [5, 0, 0]])
+Z2 = torch.tensor([[4.0, 3, 0], [0, 4, 3], [4, 0, -3]])
+Z3 = torch.tensor([[3.0, -4, 0], [0, 3, -4], [0, 0, 5]])
+S = torch.tensor([[0.96, 0.64, 0.48], [0.36, 0.96, -0.48], [0.80, 0, 0.80]])
+
+INFONCE, FOCAL, DETACHED = {}, {"focal": True}, {"focal": True, "detach": True}
+
+ROWS = [
+    (INFONCE, 1.0, [0.8522565865, 0.5798325562, 0.8958140948]),
+    (INFONCE, 0.05, [1.7277925e-3, 6.1442e-6, 0.6931472368]),
+    (FOCAL, 1.0, [0.8349577061, 0.6618537526, 1.0290984152]),
+    (FOCAL, 0.05, [1.6778126e-3, 1.2008e-6, 4.8081960899]),
+    (DETACHED, 1.0, [0.8349577061, 0.6618537526, 1.0290984152]),
+]
+MEANS = [
+    (INFONCE, 1.0, 0.7759677459), (INFONCE, 0.05, 0.2316270578),
+    (FOCAL, 1.0, 0.8419699579), (FOCAL, 0.05, 1.6032917011),
+    ({"focal": True, "margin": 0.0}, 1.0, 0.7796828013), ({"focal": True, "margin": 0.0}, 0.05, 0.2310621294),
+]
+HARD = [(0.0, 1.0, 1.2899698501), (0.0, 0.05, 0.2480060440),
+        (math.log(2), 1.0, 1.3788040849), (math.log(2), 0.05, 0.2480060626)]
+DS = [
+    (INFONCE, [[-.1911828265, .1032224537, .0879603728], [.1024433983, -.1466692914, .0442258931],
+               [.1360916962, .0611499409, -.1972416371]]),
+    (FOCAL, [[-.3623085875, .1659373208, .1054352484], [.0885079046, -.3098277712, -.0492334758],
+             [.2876943009, .0188416863, -.3427578785]]),
+    (DETACHED, [[-.1811542937, .0987222035, .0652694395], [.0572698206, -.1549138856, -.0134273116],
+                [.1665598584, .0188416863, -.1713789393]]),
+]
+DZ = [
+    (INFONCE, [[-.0074853328, .0056139997, .0018314498], [.0234670867, .0038442802, -.0028832102],
+               [0, .0261149941, .0310069893]],
+     [[.0103216053, -.0137621403, .0163909437], [.0246166826, .0108737015, -.0144982686],
+      [-.0070049611, .0193807668, -.0093399482]]),
+    (FOCAL, [[-.0181788415, .0136341311, .0072602487], [.0062839085, -.0099187254, .007439044],
+             [0, .037537986, .0433919478]],
+     [[.0277895029, -.0370526707, .0141612647], [.0236808157, .0199682028, -.0266242703],
+      [-.0239048955, .0109616226, -.031873194]]),
+]
+
+
+def close(got, expected, rtol=2e-6, atol=2e-7):
+    torch.testing.assert_close(got.cpu(), torch.as_tensor(expected, dtype=got.dtype), rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize(("options", "tau", "rows"), ROWS)
+def test_rows(run, options, tau, rows):
+    # The printed vectors carry the digits; a similarity rounded to float32 moves a logit by 2e-7 / tau.
+    close(run(Case(Z1, Z2, temperature=tau, **options)).loss, rows, rtol=1e-5 if tau < 1 else 1e-6, atol=0)
+
+
+@pytest.mark.parametrize(("options", "tau", "mean"), MEANS)
+def test_mean(run, options, tau, mean):
+    close(run(Case(Z1, Z2, temperature=tau, **options), reduction="mean").loss, mean)
+
+
+@pytest.mark.parametrize(("weight", "tau", "mean"), HARD)
+def test_hard_negatives(run, weight, tau, mean):
+    case = Case(Z1, Z2, extras=(Extra(Z3, own_log_weight=weight),), temperature=tau)
+    close(run(case, reduction="mean").loss, mean)
+
+
+@pytest.mark.parametrize(("options", "ds"), DS)
+def test_gradient_by_similarity(run, options, ds):
+    # Candidates are the unit vectors, so the similarities are the anchors' own numbers and danchor is dL/dS.
+    got = run(Case(S, torch.eye(3), temperature=1.0, normalize=False, **options), reduction="mean")
+    close(got.danchor, ds)
+
+
+@pytest.mark.parametrize(("options", "dz1", "dz2"), DZ)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_gradient_by_views(run, options, dz1, dz2, reduction):
+    got = run(Case(Z1, Z2, temperature=1.0, **options), reduction=reduction)
+    close(got.danchor, dz1)
+    close(got.dcandidate, dz2)
+
+
+def test_a_negative_below_half_the_margin_is_pulled_back(run):
+    got = run(Case(S, torch.eye(3), temperature=1.0, normalize=False, focal=True), reduction="mean")
+    assert got.danchor[1, 2] < 0
+
+
+# ---------------------------------------------------------------- invariants
+
+BOTH = pytest.mark.parametrize("options", [INFONCE, FOCAL], ids=["infonce", "focal"])
+
+
+@pytest.mark.parametrize("batch", [2, 5])
+def test_equal_similarities_give_log_of_the_columns(run, batch):
+    rows = torch.tensor([[3.0, 4.0]]).repeat(batch, 1)
+    close(run(Case(rows, rows)).loss, torch.full((batch,), math.log(batch)))
+    close(run(Case(rows, rows, extras=(Extra(rows),))).loss, torch.full((batch,), math.log(2 * batch)))
+
+
+def test_focal_with_equal_similarities(run):
+    # One anchor direction at cosine 0.3 from one candidate direction: log(1 + (B - 1) exp(c m / tau)).
+    anchor = torch.tensor([[1.0, 0.0]]).repeat(4, 1)
+    candidate = torch.tensor([[0.3, math.sqrt(1 - 0.09)]]).repeat(4, 1)
+    close(run(Case(anchor, candidate, focal=True)).loss, torch.full((4,), 2.9522474866))
+
+
+@BOTH
+def test_rescaling_a_row_changes_nothing_and_the_gradient_is_orthogonal(run, options):
+    anchor, candidate, _ = make_rows("random", 6, 6, 5)
+    one = run(Case(anchor, candidate, temperature=0.5, **options))
+    stretch = torch.tensor([[0.01], [1], [3], [50], [1e4], [0.5]])
+    two = run(Case(anchor * stretch, candidate * stretch.flip(0), temperature=0.5, **options))
+    torch.testing.assert_close(two.loss, one.loss, rtol=2e-6, atol=2e-6)
+    torch.testing.assert_close(two.danchor * stretch.to(two.loss.device), one.danchor, rtol=1e-5, atol=1e-6)
+    for rows, gradient in ((anchor, one.danchor.cpu()), (candidate, one.dcandidate.cpu())):
+        assert ((rows * gradient).sum(1).abs() <= 1e-6 * rows.norm(dim=1) * gradient.norm(dim=1) + 1e-7).all()
+
+
+def test_rows_of_ds_sum_to_zero(run):
+    s = make_rows("random", 7, 7, 7)[0] / 4
+    ds = run(Case(s, torch.eye(7), temperature=0.5, normalize=False)).danchor
+    close(ds.sum(1), torch.zeros(7))
+
+
+def test_focal_rows_of_ds_over_the_slope_sum_to_zero(run):
+    s = make_rows("random", 7, 7, 7)[0] / 4
+    ds = run(Case(s, torch.eye(7), temperature=0.5, normalize=False, focal=True)).danchor.cpu()
+    slope = torch.where(torch.eye(7, dtype=torch.bool), 2 * s, 2 * s + 0.3) / 0.5
+    close((ds / slope).sum(1), torch.zeros(7), atol=2e-6)
+
+
+@BOTH
+def test_one_permutation_of_both_views_permutes_the_rows(run, options):
+    anchor, candidate, _ = make_rows("random", 9, 9, 4)
+    order = torch.randperm(9)
+    one, two = run(Case(anchor, candidate, **options)), run(Case(anchor[order], candidate[order], **options))
+    torch.testing.assert_close(two.loss.cpu(), one.loss.cpu()[order], rtol=5e-6, atol=5e-6)
+    torch.testing.assert_close(two.dcandidate.cpu(), one.dcandidate.cpu()[order], rtol=5e-5, atol=5e-6)
+
+
+def test_focal_on_orthogonal_rows_is_infonce(run):
+    # Where every cosine is 0 or 1 and the margin is 0, the squared cosine is the cosine.
+    eye = torch.eye(5)
+    plain = run(Case(eye, eye, temperature=0.5)).loss
+    torch.testing.assert_close(run(Case(eye, eye, temperature=0.5, focal=True, margin=0.0)).loss, plain)
+
+
+def test_focal_without_margin_does_not_see_the_sign_of_a_view(run):
+    anchor, candidate, _ = make_rows("random", 6, 6, 5)
+    one, two = (run(Case(anchor, sign * candidate, focal=True, margin=0.0)).loss for sign in (1, -1))
+    torch.testing.assert_close(one, two)
+    assert (one - run(Case(anchor, candidate)).loss).abs().max() > 1e-2
+
+
+def test_full_over_detached_gradient_is_two_on_positives(run):
+    s = make_rows("random", 6, 6, 6)[0] / 4
+    full, half = (run(Case(s, torch.eye(6), temperature=0.5, normalize=False, focal=True, detach=d)) for d in (False, True))
+    torch.testing.assert_close(full.loss, half.loss)
+    ratio = (full.danchor / half.danchor).cpu()
+    close(ratio.diagonal(), torch.full((6,), 2.0), rtol=1e-5)
+    expected = (2 * s + 0.3) / (s + 0.3)
+    off = ~torch.eye(6, dtype=torch.bool) & ((s + 0.3).abs() > 0.02)
+    close(ratio[off], expected[off], rtol=1e-4)
