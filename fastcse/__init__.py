@@ -3,6 +3,25 @@
 from .losses.contrastive import CandidateBlock, ContrastiveStats, LossAndStats
 from .losses.focal import focal_infonce_loss
 from .losses.infonce import infonce_loss
+from .losses.spread import alignment, uniformity
+from .modules import FocalInfoNCELoss, InfoNCELoss
 from .ops.backends import BackendStatus, backends, last_backend
+from .ops.similarity import similarity
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "BackendStatus",
+    "CandidateBlock",
+    "ContrastiveStats",
+    "FocalInfoNCELoss",
+    "InfoNCELoss",
+    "LossAndStats",
+    "alignment",
+    "backends",
+    "focal_infonce_loss",
+    "infonce_loss",
+    "last_backend",
+    "similarity",
+    "uniformity",
+]

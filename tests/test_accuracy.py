@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from oracle import Case, Extra, assert_rule, make_rows, oracle, to64
+from oracle import Case, Extra, assert_rule, assert_within, make_rows, oracle, to64
+
+import fastcse
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 KINDS = ["random", "clustered", "anisotropic"]
@@ -99,3 +101,25 @@ def test_a_loss_of_one_millionth_keeps_its_digits(run):
 def test_small_workspace_gives_the_same_answer(run, workspace, options, focal):
     case = make_case("clustered", (70, 66, 9), torch.float32, focal=focal, **options)
     assert_rule(case, run(case, reduction="mean", max_workspace_bytes=workspace), reduction="mean")
+
+
+@every_dtype
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (9, 14, 5), (65, 129, 33)], ids=label)
+def test_similarity(forced, device, dtype, normalize, shape):
+    anchor, candidate, _ = make_rows("clustered", *shape, dtype)
+    weight = torch.randn(shape[:2]).to(dtype)
+
+    def answers(similarity, cast):
+        leaves = [cast(z).detach().requires_grad_() for z in (anchor, candidate)]
+        s = similarity(*leaves)
+        (s * cast(weight)).sum().backward()
+        return [s.detach(), leaves[0].grad, leaves[1].grad]
+
+    def eager(a, c):
+        rows = [torch.nn.functional.normalize(z, dim=1) if normalize else z for z in (a, c)]
+        return rows[0] @ rows[1].T
+    got = answers(lambda a, c: forced(fastcse.similarity, a, c, normalize=normalize), lambda z: z.to(device))
+    exact, stick = answers(eager, torch.Tensor.double), answers(eager, lambda z: z)
+    for name, one, truth, yard in zip(("similarity", "danchor", "dcandidate"), got, exact, stick):
+        assert_within(one, to64(truth), [yard], name, unprojected=float(weight.abs().sum()) / 4)

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..ops import checks
+from ..ops import checks, eager
 from ..ops.backends import choose_backend, record
-from ..ops.contrastive import STATS, contrastive_mean
-from ..ops.contrastive_rows import contrastive_rows
+from ..ops.contrastive import STATS
 from ..transforms import LogitTransform
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -161,10 +160,10 @@ def _fused(
     )  # fmt: skip
     n = anchor.shape[0]
     if reduction != "none" and gradients and not symmetric:
-        total, *rest = contrastive_mean(*arguments)
+        total, *rest = eager.mean(arguments)
         loss = total / n if reduction == "mean" else total
     else:
-        losses, _, _, _, _, *rest = contrastive_rows(*arguments, symmetric)
+        losses, *rest = eager.rows((*arguments, symmetric))
         loss = losses if reduction == "none" else losses.sum() if reduction == "sum" else losses.mean()
     return loss, {name: value.detach() for name, value in zip(STATS, rest)} if want_stats else {}
 

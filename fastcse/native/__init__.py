@@ -3,6 +3,7 @@
 from .sweep import (
     Workspace,
     accumulate_transposed,
+    all_pairs,
     finish_rows,
     inverse_norms,
     is_open,
@@ -19,6 +20,7 @@ from .sweep import (
 __all__ = [
     "Workspace",
     "accumulate_transposed",
+    "all_pairs",
     "finish_rows",
     "inverse_norms",
     "is_open",

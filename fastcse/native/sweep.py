@@ -207,3 +207,10 @@ def largest_logits(chunk: RowChunk, block: Block, logits: Logits, gate: Tensor) 
             by_row[rows] = torch.maximum(by_row[rows], x.amax(1))
             by_column[cols] = torch.maximum(by_column[cols], x.amax(0))
     return by_row, by_column
+
+
+def all_pairs(anchor: Tensor, candidate: Tensor, anchor_scale: Tensor | None, candidate_scale: Tensor | None, out: Tensor) -> None:
+    """out (N, M) = dot products, times the scales of row and column where given."""
+    torch.mm(anchor, candidate.T, out=out)
+    if anchor_scale is not None:
+        out.mul_(anchor_scale[:, None]).mul_(candidate_scale)

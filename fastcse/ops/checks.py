@@ -62,8 +62,13 @@ def check_temperature(temperature: float | Tensor) -> None:
         if temperature.is_cpu and not torch.compiler.is_compiling() and not temperature.item() > 0:
             raise ValueError(f"temperature must be above 0, got {temperature.item()}")
         return
-    if not isinstance(temperature, Real) or not temperature > 0 or math.isinf(temperature):
-        raise ValueError(f"temperature must be a finite number above 0, got {temperature!r}")
+    check_above_zero("temperature", temperature)
+
+
+def check_above_zero(name: str, value: float) -> None:
+    """A finite number above 0."""
+    if not isinstance(value, Real) or not value > 0 or math.isinf(value):
+        raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
 
 
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""The contrastive sweep as custom ops: opaque to torch.compile, with shapes and gradients registered.
+"""The one-sweep form as custom ops: opaque to torch.compile, with shapes and gradients registered.
 
 Arguments are flat because op schemas are: `rows`, `log_weights`, `ids` and `own_log_weights` hold one entry for each block of candidates.
 """
@@ -62,8 +62,7 @@ def _gradients(g: Gradients, dtype: torch.dtype) -> list[Tensor]:
     return [g.anchor.to(dtype), g.inv_temperature, *blocks]
 
 
-@custom_op("fastcse::contrastive_mean", mutates_args=())
-def contrastive_mean(
+def mean_forward(
     anchor: Tensor, rows: list[Tensor], log_weights: list[Optional[Tensor]], ids: list[Optional[Tensor]], own_log_weights: list[float],
     positive: Optional[Tensor], anchor_id: Optional[Tensor], inv_temperature: Optional[Tensor], temperature: float, transform: str,
     margin: float, normalize: bool, needs_grad: list[bool], want_stats: bool, max_workspace_bytes: Optional[int], backend: str,
@@ -73,6 +72,9 @@ def contrastive_mean(
                  normalize, needs_grad, want_stats, max_workspace_bytes, backend)  # fmt: skip
     losses, g = one_sweep.mean_with_gradient(p)
     return [losses.sum(), *_stats(p), *_gradients(g, anchor.dtype)]
+
+
+contrastive_mean = custom_op("fastcse::contrastive_mean", mean_forward, mutates_args=())
 
 
 def _fake_stats(anchor: Tensor, want_stats: bool) -> list[Tensor]:

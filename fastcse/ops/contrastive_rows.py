@@ -12,8 +12,7 @@ from ..engine import two_pass
 from .contrastive import _as_arguments, _fake_gradients, _fake_stats, _gradients, _nothing_to_save, _problem, _refuse_twice, _stats, note_arguments
 
 
-@custom_op("fastcse::contrastive_rows", mutates_args=())
-def contrastive_rows(
+def rows_forward(
     anchor: Tensor, rows: list[Tensor], log_weights: list[Optional[Tensor]], ids: list[Optional[Tensor]], own_log_weights: list[float],
     positive: Optional[Tensor], anchor_id: Optional[Tensor], inv_temperature: Optional[Tensor], temperature: float, transform: str,
     margin: float, normalize: bool, needs_grad: list[bool], want_stats: bool, max_workspace_bytes: Optional[int], backend: str,
@@ -29,6 +28,9 @@ def contrastive_rows(
     return [(saved.row + saved.column) / 2, saved.row, saved.lse, saved.column, saved.column_lse, *_stats(p)]
 
 
+contrastive_rows = custom_op("fastcse::contrastive_rows", rows_forward, mutates_args=())
+
+
 @contrastive_rows.register_fake
 def _(anchor, rows, log_weights, ids, own_log_weights, positive, anchor_id, inv_temperature, temperature, transform, margin, normalize,
       needs_grad, want_stats, max_workspace_bytes, backend, symmetric):  # fmt: skip
@@ -37,8 +39,7 @@ def _(anchor, rows, log_weights, ids, own_log_weights, positive, anchor_id, inv_
     return [*new, *_fake_stats(anchor, want_stats)]
 
 
-@custom_op("fastcse::contrastive_rows_backward", mutates_args=())
-def contrastive_rows_backward(
+def rows_backward(
     upstream: Tensor, saved: list[Tensor],
     anchor: Tensor, rows: list[Tensor], log_weights: list[Optional[Tensor]], ids: list[Optional[Tensor]], own_log_weights: list[float],
     positive: Optional[Tensor], anchor_id: Optional[Tensor], inv_temperature: Optional[Tensor], temperature: float, transform: str,
@@ -50,6 +51,9 @@ def contrastive_rows_backward(
     column = saved[2:] if saved[2].numel() else (None, None)
     g = two_pass.row_gradients(p, two_pass.RowLosses(saved[0], saved[1], *column), upstream)
     return _gradients(g, anchor.dtype)
+
+
+contrastive_rows_backward = custom_op("fastcse::contrastive_rows_backward", rows_backward, mutates_args=())
 
 
 @contrastive_rows_backward.register_fake

@@ -50,10 +50,10 @@ class TrainOptions:
             object.__setattr__(self, "eval_steps", min(SIMCSE_EVAL_STEPS, max(1, self.max_steps // 4)))
         if (self.corpus is None) == (self.pairs is None):
             raise InputError(f"expected exactly one of --corpus and --pairs, got {self.corpus!r} and {self.pairs!r}")
-        if self.pooling is not None and self.pooling not in POOLINGS:
-            raise InputError(f"--pooling {self.pooling!r} is unknown: expected {' or '.join(POOLINGS)}")
-        for name in ("batch_size", "max_steps", "eval_steps"):
-            _at_least(name, getattr(self, name), 2 if name == "batch_size" else 1)
+        check_pooling(self.pooling)
+        check_batch_size(self.batch_size, lowest=2)
+        _at_least("max_steps", self.max_steps, 1)
+        _at_least("eval_steps", self.eval_steps, 1)
         _at_least("max_length", self.max_length, 3)  # [CLS], one word, [SEP]
         _at_least("seed", self.seed, 0)
         _positive("lr", self.lr)
@@ -63,6 +63,17 @@ class TrainOptions:
     def identity(self) -> dict[str, Any]:
         """The options that a resumed run must share with the run it continues."""
         return {name: value for name, value in asdict(self).items() if name not in FREE_ON_RESUME}
+
+
+def check_pooling(name: str | None) -> None:
+    """An InputError unless `name` is None or a known pooling."""
+    if name is not None and name not in POOLINGS:
+        raise InputError(f"--pooling {name!r} is unknown: expected {' or '.join(POOLINGS)}")
+
+
+def check_batch_size(value: int, *, lowest: int) -> None:
+    """An InputError below `lowest`: 1 to encode, 2 to train, because a batch of one has no negatives."""
+    _at_least("batch_size", value, lowest)
 
 
 def check_backend(name: str | None) -> None:

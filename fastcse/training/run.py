@@ -32,7 +32,8 @@ class TrainReport:
     options: dict[str, Any]
     backend: str | None
     steps: int
-    seconds: float
+    new_steps: int  # of these, made by this process; fewer than `steps` when it resumed
+    seconds: float  # of the new steps, with their evaluations and checkpoints
     sentences: int
     loss: list[tuple[int, float]]  # (step, mean loss since the step before)
     accuracy: float
@@ -83,7 +84,8 @@ def train(options: TrainOptions) -> TrainReport:
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - start
     trainer.save_model(options.output_dir)
-    return _report(options, trainer, before, seconds, len(dataset))
+    first_step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    return _report(options, trainer, before, seconds, len(dataset), first_step)
 
 
 def _read(options: TrainOptions) -> Dataset:
@@ -109,7 +111,7 @@ def find_dev(directory: str | Path) -> StsEvaluator:
 
 
 def _report(
-    options: TrainOptions, trainer: ContrastiveTrainer, before: float | None, seconds: float, sentences: int
+    options: TrainOptions, trainer: ContrastiveTrainer, before: float | None, seconds: float, sentences: int, first_step: int
 ) -> TrainReport:
     score = f"eval_{DEV_KEY}_spearman_cosine"
     history = trainer.state.log_history
@@ -120,6 +122,7 @@ def _report(
         options={**options.identity(), "output_dir": options.output_dir, "resume": options.resume},
         backend=trainer.loss.used_backend,
         steps=trainer.state.global_step,
+        new_steps=trainer.state.global_step - first_step,
         seconds=round(seconds, 1),
         sentences=sentences,
         loss=[(entry["step"], entry["loss"]) for entry in history if "loss" in entry],

@@ -1,0 +1,105 @@
+"""What every command shares: one-sentence errors, JSON or a table on stdout, all else on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console, RenderableType
+
+from fastcse.evaluation.files import InputError
+
+EXTRAS = {
+    "sentence_transformers": "train", "transformers": "train", "datasets": "train", "accelerate": "train",
+    "scipy": "train", "matplotlib": "train", "tqdm": "train", "huggingface_hub": "train",
+}  # fmt: skip
+INTERRUPTED = 130  # the shell's code for Ctrl-C
+
+
+def whole(text: str) -> int:
+    """A whole number from the command line."""
+    return _number(int, text, "a whole number")
+
+
+def real(text: str) -> float:
+    """A number from the command line."""
+    return _number(float, text, "a number")
+
+
+def _number(kind: type, text: str, expected: str):
+    try:
+        return kind(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not {expected}") from None
+
+
+def whole_option(help: str) -> Any:
+    return typer.Option(parser=whole, metavar="INT", help=help)
+
+
+def real_option(help: str) -> Any:
+    return typer.Option(parser=real, metavar="FLOAT", help=help)
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on stdout.")]
+Backend = Annotated[
+    str | None, typer.Option(metavar="NAME", help="triton, cpp or reference; by default the fastest that runs.")
+]
+
+
+def fail(message: str) -> None:
+    """Print one sentence on stderr, as plain text: a path may hold what rich would take for markup."""
+    print(f"Error: {' '.join(message.split())}", file=sys.stderr)
+
+
+def one_sentence_errors(command: Callable) -> Callable:
+    """A command whose caller's mistakes end in one sentence and exit code 2; ours keep their traceback."""
+
+    @functools.wraps(command)
+    def wrapped(*args, **kwargs):
+        try:
+            return command(*args, **kwargs)
+        except InputError as error:
+            fail(str(error))
+        except ModuleNotFoundError as error:
+            if error.name not in EXTRAS:
+                raise
+            fail(f"this command needs {error.name}, which is not installed: pip install 'fastcse[{EXTRAS[error.name]}]'")
+        except KeyboardInterrupt:
+            print("Stopped.", file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(2) from None
+
+    return wrapped
+
+
+@contextlib.contextmanager
+def quiet_stdout() -> Iterator[None]:
+    """Send what libraries print to stderr, and silence their own progress bars: ours show the whole job."""
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
+def show(result: dict[str, Any], as_json: bool, *pictures: RenderableType) -> None:
+    """Print the result: JSON alone, or the tables."""
+    if as_json:
+        print(json.dumps(result, indent=2, allow_nan=False))
+        return
+    console = Console()
+    for picture in pictures:
+        console.print(picture)
+
+
+def shown(value: float | None, digits: int = 2) -> str:
+    """A number for a table cell."""
+    return "-" if value is None else f"{value:.{digits}f}"

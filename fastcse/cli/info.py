@@ -1,0 +1,104 @@
+"""`fastcse info`: what is installed, and which backends run here."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from fastcse.cli.console import Json, one_sentence_errors, show
+
+PACKAGES = ("torch", "triton", "numpy", "transformers", "sentence-transformers", "faiss-cpu")
+
+
+@one_sentence_errors
+def info(as_json: Json = False) -> None:
+    """Show versions, the processor, the GPU, and every backend with the reason it runs or does not."""
+    facts = gather()
+    show(facts, as_json, _machine_table(facts), _backend_table(facts["backends"]))
+
+
+def gather() -> dict[str, Any]:
+    """The facts that `fastcse info --json` prints."""
+    import torch
+
+    import fastcse
+
+    return {
+        "fastcse": fastcse_version(),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "packages": {name: package_version(name) for name in PACKAGES},
+        "cpu": {
+            "model": _cpu_model(),
+            "capability": torch.backends.cpu.get_cpu_capability(),
+            "threads": torch.get_num_threads(),
+        },
+        "gpu": _gpus(),
+        "backends": {
+            name: {"available": status.available, "reason": status.reason} for name, status in fastcse.backends().items()
+        },
+    }
+
+
+def fastcse_version() -> str:
+    return package_version("fastcse") or "not installed"
+
+
+def package_version(name: str) -> str | None:
+    """The installed version of a distribution, without importing it; None if it is not installed."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_model() -> str:
+    listing = Path("/proc/cpuinfo")
+    lines = listing.read_text(encoding="utf-8").splitlines() if listing.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _gpus() -> list[dict[str, Any]]:
+    import torch
+
+    found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return [
+        {
+            "name": gpu.name,
+            "capability": f"sm_{gpu.major}{gpu.minor}",
+            "memory_gib": round(gpu.total_memory / 2**30, 1),
+            "multiprocessors": gpu.multi_processor_count,
+        }
+        for gpu in found
+    ]
+
+
+def _machine_table(facts: dict[str, Any]) -> Table:
+    table = Table(title=f"fastcse {facts['fastcse']}", title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    table.add_row("python", f"{facts['python']} on {facts['system']}")
+    for name, version in facts["packages"].items():
+        table.add_row(name, version or "[dim]not installed[/dim]")
+    cpu = facts["cpu"]
+    table.add_row("cpu", f"{cpu['model']}, {cpu['capability']}, {cpu['threads']} threads")
+    for gpu in facts["gpu"]:
+        table.add_row("gpu", f"{gpu['name']}, {gpu['capability']}, {gpu['memory_gib']} GiB")
+    if not facts["gpu"]:
+        table.add_row("gpu", "none that torch can use")
+    return table
+
+
+def _backend_table(backends: dict[str, Any]) -> Table:
+    table = Table(title="backends", title_justify="left")
+    for column in ("backend", "runs here", "why"):
+        table.add_column(column)
+    for name, status in backends.items():
+        mark = "[green]yes[/green]" if status["available"] else "[red]no[/red]"
+        table.add_row(name, mark, status["reason"] or "-")
+    return table
