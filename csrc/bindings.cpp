@@ -83,23 +83,72 @@ void inverse_norms(Address x, int64_t stride, int64_t n, int64_t d, float shorte
     chosen->inverse_norms(at<const float>(x), stride, n, d, shortest, at<float>(scale), threads);
 }
 
-void paired_similarity(Address a, int64_t a_stride, Address a_scale, Address c, int64_t c_stride, Address c_scale, Address index, int64_t n,
-                       int64_t d, Address out, int threads) {
+void open_rows(const std::string& transform, Address a, int64_t a_stride, Address a_scale, Address c, int64_t c_stride,
+               Address c_scale, Address index, int64_t n, int64_t d, Address ceiling, float ceiling_value, float offset,
+               float inv_temperature, float margin, Address out, int threads) {
+    float* rows = at<float>(out);  // (3, n): similarity, logit, shift
+    const fastcse::OpenRows work{at<const float>(a),
+                                 at<const float>(a_scale),
+                                 at<const float>(c),
+                                 at<const float>(c_scale),
+                                 a_stride,
+                                 c_stride,
+                                 n,
+                                 d,
+                                 at<const int64_t>(index),
+                                 at<const float>(ceiling),
+                                 ceiling_value,
+                                 offset,
+                                 inv_temperature,
+                                 margin,
+                                 rows,
+                                 rows + n,
+                                 rows + 2 * n};
     py::gil_scoped_release release;
-    chosen->paired_similarity(at<const float>(a), a_stride, at<const float>(a_scale), at<const float>(c), c_stride, at<const float>(c_scale),
-                              at<const int64_t>(index), n, d, at<float>(out), threads);
+    chosen->open_rows(transform, work, threads);
 }
 
-void finish_rows(Address g, int64_t n, int64_t d, Address factor, Address pull, Address c, int64_t c_stride, Address index, Address x,
-                 int64_t x_stride, Address scale, int threads) {
+void close_rows(Address sum, Address shift, Address logit, int64_t n, Address out) {
+    float* rows = at<float>(out);  // (3, n): loss, share, inverse
     py::gil_scoped_release release;
-    chosen->finish_rows(at<float>(g), n, d, at<const float>(factor), at<const float>(pull), at<const float>(c), c_stride,
-                        at<const int64_t>(index), at<const float>(x), x_stride, at<const float>(scale), threads);
+    chosen->close_rows(at<const float>(sum), at<const float>(shift), at<const float>(logit), n, rows, rows + n,
+                       rows + 2 * n);
 }
 
-void scatter_rows(Address g, int64_t d, Address a, int64_t a_stride, Address pull, Address index, int64_t n, bool distinct, int threads) {
+void pull_rows(const std::string& transform, Address share, Address inverse, Address similarity, Address f_sum,
+               Address a_scale, Address c_scale, Address index, int64_t n, float inv_temperature, float margin,
+               Address out) {
+    float* rows = at<float>(out);  // (3, n): factor, pull, d_inv_temperature
+    const fastcse::PullRows work{at<const float>(share),
+                                 at<const float>(inverse),
+                                 at<const float>(similarity),
+                                 at<const float>(f_sum),
+                                 at<const float>(a_scale),
+                                 at<const float>(c_scale),
+                                 at<const int64_t>(index),
+                                 n,
+                                 inv_temperature,
+                                 margin,
+                                 rows,
+                                 rows + n,
+                                 rows + 2 * n};
     py::gil_scoped_release release;
-    chosen->scatter_rows(at<float>(g), d, at<const float>(a), a_stride, at<const float>(pull), at<const int64_t>(index), n, distinct, threads);
+    chosen->pull_rows(transform, work);
+}
+
+void finish_rows(Address g, int64_t n, int64_t d, Address factor, Address pull, Address c, int64_t c_stride,
+                 Address index, Address x, int64_t x_stride, Address scale, int threads) {
+    py::gil_scoped_release release;
+    chosen->finish_rows(at<float>(g), n, d, at<const float>(factor), at<const float>(pull), at<const float>(c),
+                        c_stride, at<const int64_t>(index), at<const float>(x), x_stride, at<const float>(scale),
+                        threads);
+}
+
+void scatter_rows(Address g, int64_t d, Address a, int64_t a_stride, Address pull, Address index, int64_t n,
+                  bool distinct, int threads) {
+    py::gil_scoped_release release;
+    chosen->scatter_rows(at<float>(g), d, at<const float>(a), a_stride, at<const float>(pull), at<const int64_t>(index),
+                         n, distinct, threads);
 }
 
 }  // namespace
@@ -115,7 +164,9 @@ PYBIND11_MODULE(_C, m) {
     m.def("use", &use, "Runs another instruction set from now on; for tests and measurements.");
     m.def("sweep", &sweep);
     m.def("inverse_norms", &inverse_norms);
-    m.def("paired_similarity", &paired_similarity);
+    m.def("open_rows", &open_rows);
+    m.def("close_rows", &close_rows);
+    m.def("pull_rows", &pull_rows);
     m.def("finish_rows", &finish_rows);
     m.def("scatter_rows", &scatter_rows);
 }

@@ -1,4 +1,5 @@
-// Compiled once per instruction set, with FASTCSE_ISA (a namespace and a name), FASTCSE_WIDTH (lanes) and the compiler's flags for it.
+// Compiled once per instruction set, with FASTCSE_ISA (a namespace and a name), FASTCSE_WIDTH (lanes) and the
+// compiler's flags for it.
 #include "fastcse/dispatch.hpp"
 #include "fastcse/rows.hpp"
 #include "fastcse/sweep.hpp"
@@ -6,12 +7,27 @@
 
 namespace FASTCSE_ISA {
 
-static void sweep_named(const std::string& name, const Tile& tile, int threads) {
+/// Calls `fn` with the transform called `name`. The one list of transforms in C++ is the folder
+/// csrc/fastcse/transforms.
+template <class Fn>
+void with_transform(const std::string& name, Fn&& fn) {
 #define FASTCSE_TRY(stem) \
-    if (name == transforms::stem::Transform::name) return sweep<transforms::stem::Transform>(tile, threads);
+    if (name == transforms::stem::Transform::name) return fn(transforms::stem::Transform{});
     FASTCSE_EACH_TRANSFORM(FASTCSE_TRY)
 #undef FASTCSE_TRY
     throw std::invalid_argument("the C++ module has no transform '" + name + "'");
+}
+
+static void sweep_named(const std::string& name, const Tile& tile, int threads) {
+    with_transform(name, [&](auto transform) { sweep<decltype(transform)>(tile, threads); });
+}
+
+static void open_named(const std::string& name, const fastcse::OpenRows& rows, int threads) {
+    with_transform(name, [&](auto transform) { open_rows<decltype(transform)>(rows, threads); });
+}
+
+static void pull_named(const std::string& name, const fastcse::PullRows& rows) {
+    with_transform(name, [&](auto transform) { pull_rows<decltype(transform)>(rows); });
 }
 
 }  // namespace FASTCSE_ISA
@@ -23,7 +39,7 @@ static void sweep_named(const std::string& name, const Tile& tile, int threads) 
 
 namespace fastcse {
 const Functions FASTCSE_TABLE(FASTCSE_ISA) = {
-    FASTCSE_NAME_OF(FASTCSE_ISA),         ::FASTCSE_ISA::sweep_named, ::FASTCSE_ISA::inverse_norms,
-    ::FASTCSE_ISA::paired_similarity, ::FASTCSE_ISA::finish_rows, ::FASTCSE_ISA::scatter_rows,
+    FASTCSE_NAME_OF(FASTCSE_ISA), ::FASTCSE_ISA::sweep_named, ::FASTCSE_ISA::inverse_norms, ::FASTCSE_ISA::open_named,
+    ::FASTCSE_ISA::close_rows,    ::FASTCSE_ISA::pull_named,  ::FASTCSE_ISA::finish_rows,   ::FASTCSE_ISA::scatter_rows,
 };
 }  // namespace fastcse

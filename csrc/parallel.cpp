@@ -23,9 +23,10 @@ struct Work {
 
 using GompParallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
 
-// torch's own OpenMP runtime is looked up by name instead of linked. A second runtime would start a second pool, whose threads fight
-// with the first one's for the cores (its idle threads spin for a while after each matrix product), and two runtimes in one
-// process are a known cause of crashes (faiss #3401, pytorch #149201). Without torch's runtime plain threads do the work.
+// torch's own OpenMP runtime is looked up by name instead of linked. A second runtime would start a second pool, whose
+// threads fight with the first one's for the cores (its idle threads spin for a while after each matrix product), and
+// two runtimes in one process are a known cause of crashes (faiss #3401, pytorch #149201). Without torch's runtime
+// plain threads do the work.
 GompParallel torch_pool() {
     static const auto found = reinterpret_cast<GompParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
     return found;

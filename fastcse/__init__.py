@@ -5,8 +5,8 @@ from .losses.focal import focal_infonce_loss
 from .losses.infonce import infonce_loss
 from .losses.spread import alignment, uniformity
 from .modules import FocalInfoNCELoss, InfoNCELoss
+from .ops.all_pairs import similarity
 from .ops.backends import BackendStatus, backends, last_backend
-from .ops.similarity import similarity
 
 __version__ = "0.1.0"
 

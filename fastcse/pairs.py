@@ -1,4 +1,4 @@
-"""What every backend is handed: the blocks of candidates, and the arrays of a chunk of anchor rows. Data only, nothing is computed here."""
+"""What every backend is handed: the blocks of candidates, and the arrays of a chunk of anchor rows. Data only."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# A row shorter than this is a zero row: similarity 0 with everything, gradient 0. torch.nn.functional.cosine_similarity clamps at the same length.
+# A row shorter than this is a zero row: similarity 0 with everything, gradient 0. torch's cosine_similarity clamps at
+# the same length.
 SHORTEST_NORM = 1e-8
 
 
@@ -15,25 +16,28 @@ SHORTEST_NORM = 1e-8
 class Block:
     """Candidates that anchors are compared with.
 
-    `rows` (M, D); `scale` (M,) float32, 1 / norm or 1; `bias` (M,) float32, the log-weight of each column; `id` (M,) int64 or None.
-    The block of the positives (`holds_positives`) leaves each anchor's positive out; another block adds `own_log_weight` at the column that has
-    the anchor's own number.
+    `rows` (M, D); `scale` (M,) float32, 1 / norm or 1; `bias` (M,) float32, the log-weight of each column, zeros unless
+    `weighted`; `id` (M,) int64 or None. The block of the positives (`holds_positives`) leaves each anchor's positive out;
+    another block adds `own_log_weight` at the column that has the anchor's own number.
     """
 
     rows: Tensor
     scale: Tensor
     bias: Tensor
+    weighted: bool
     id: Tensor | None
     own_log_weight: float
     holds_positives: bool
     needs_grad: bool
+    half_rows: Tensor | None = None  # the rows as the gradient products multiply them, where that is another type
 
 
 @dataclass
 class Logits:
-    """How a similarity becomes a logit: the transform's name, its margin, and the inverse temperature (0-dim float32, on the device).
+    """How a similarity becomes a logit: transform, margin, and inverse temperature (0-dim float32, on the device).
 
-    `inv_temperature_value` is the same number where the host knows it without reading the device, else None.
+    `inv_temperature_value` is the same number where the host knows it without reading the device, else None: then the
+    temperature may be learned, and its gradient is summed.
     """
 
     transform: str
@@ -60,15 +64,21 @@ class RowStats:
 
 @dataclass
 class RowChunk:
-    """R anchor rows and their arrays, all (R,) but `rows` (R, D). Sums start at zero and are added to by every block's sweep."""
+    """R anchor rows and their arrays, all (R,) but `rows` (R, D).
+
+    `similarity` and `logit` are the positive's; `shift` is taken off every logit; `weight` (None: 1) multiplies what is
+    stored for the gradient. `sum` and `f_sum` start at zero and are added to by every block's sweep.
+    """
 
     rows: Tensor
     scale: Tensor
     positive: Tensor
-    own: Tensor
+    own: Tensor | None
     id: Tensor | None
+    similarity: Tensor
+    logit: Tensor
     shift: Tensor
-    weight: Tensor
+    weight: Tensor | None
     sum: Tensor
     f_sum: Tensor
     stats: RowStats | None = None
@@ -76,7 +86,10 @@ class RowChunk:
 
 @dataclass
 class Columns:
-    """The column direction of the symmetric loss. `shift` (M,) d_j; with `weight` (M,) H_j gradient weights are made, without it sums (M,) are."""
+    """The column direction of the symmetric loss: `shift` (M,) d_j.
+
+    With `weight` (M,) H_j gradient weights are made; without it column sums are added to `sum` (M,).
+    """
 
     shift: Tensor
     weight: Tensor | None = None

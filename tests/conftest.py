@@ -101,12 +101,15 @@ def loss_arguments(case, device, temperature=None):
 
 @pytest.fixture
 def run(forced, device):
-    """Runs an `oracle.Case` forward and backward on the forced backend; `upstream` (N,) weighs reduction='none'."""
-    def go(case, *, reduction="none", upstream=None, learn=False, **more):
+    """Runs an `oracle.Case` forward and, with `grad`, backward on the forced backend; `upstream` (N,) weighs the rows."""
+    def go(case, *, reduction="none", upstream=None, learn=False, grad=True, **more):
         temperature = torch.tensor(case.temperature, device=device, requires_grad=True) if learn else None
         function, leaves, extras, positive, options = loss_arguments(case, device, temperature)
-        out = forced(function, *leaves, positive, reduction=reduction, **options, **more)
+        with torch.set_grad_enabled(grad):
+            out = forced(function, *leaves, positive, reduction=reduction, **options, **more)
         loss, stats = out if more.get("return_stats") else (out, None)
+        if not grad:
+            return Outcome(loss, stats=stats)
         if reduction == "none":
             n = len(case.anchor)
             loss.backward(torch.full((n,), 1 / n, device=device) if upstream is None else upstream.to(device))

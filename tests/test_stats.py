@@ -70,14 +70,12 @@ def test_stats_by_hand(run, focal, symmetric, reduction, normalize):
 
 @every_loss
 @every_direction
-def test_stats_without_gradients(run, forced, device, focal, symmetric):
+@every_reduction
+def test_stats_without_gradients(run, focal, symmetric, reduction):
     case = case_of(focal=focal, symmetric=symmetric)
-    import conftest  # the arguments of `run`, without its backward
-    function, leaves, _, positive, options = conftest.loss_arguments(case, device)
-    with torch.no_grad():
-        loss, stats = forced(function, *leaves, positive, return_stats=True, **options)
-    assert_stats(stats, expected(case))
-    torch.testing.assert_close(loss, run(case, reduction="mean").loss, rtol=1e-6, atol=1e-6)
+    got = run(case, reduction=reduction, return_stats=True, grad=False)
+    assert_stats(got.stats, expected(case))
+    torch.testing.assert_close(got.loss, run(case, reduction=reduction).loss, rtol=1e-6, atol=1e-6)
 
 
 @every_loss

@@ -12,13 +12,17 @@ struct Functions {
     const char* isa;
     /// Throws std::invalid_argument, naming the transform, if there is none of that name.
     void (*sweep)(const std::string& transform, const Tile&, int threads);
-    void (*inverse_norms)(const float* x, int64_t stride, int64_t n, int64_t d, float shortest, float* scale, int threads);
-    void (*paired_similarity)(const float* a, int64_t a_stride, const float* a_scale, const float* c, int64_t c_stride, const float* c_scale,
-                              const int64_t* index, int64_t n, int64_t d, float* out, int threads);
-    void (*finish_rows)(float* g, int64_t n, int64_t d, const float* factor, const float* pull, const float* c, int64_t c_stride,
-                        const int64_t* index, const float* x, int64_t x_stride, const float* scale, int threads);
-    void (*scatter_rows)(float* g, int64_t d, const float* a, int64_t a_stride, const float* pull, const int64_t* index, int64_t n,
-                         bool distinct, int threads);
+    void (*inverse_norms)(const float* x, int64_t stride, int64_t n, int64_t d, float shortest, float* scale,
+                          int threads);
+    void (*open_rows)(const std::string& transform, const OpenRows&, int threads);
+    void (*close_rows)(const float* sum, const float* shift, const float* logit, int64_t n, float* loss, float* share,
+                       float* inverse);
+    void (*pull_rows)(const std::string& transform, const PullRows&);
+    void (*finish_rows)(float* g, int64_t n, int64_t d, const float* factor, const float* pull, const float* c,
+                        int64_t c_stride, const int64_t* index, const float* x, int64_t x_stride, const float* scale,
+                        int threads);
+    void (*scatter_rows)(float* g, int64_t d, const float* a, int64_t a_stride, const float* pull, const int64_t* index,
+                         int64_t n, bool distinct, int threads);
 };
 
 extern const Functions generic_functions;

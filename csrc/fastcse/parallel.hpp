@@ -4,7 +4,8 @@
 
 namespace fastcse {
 
-/// Calls `fn(data, i)` for i in [0, count) on at most `threads` threads. Which thread takes which i is not fixed: `fn` may not depend on it.
+/// Calls `fn(data, i)` for i in [0, count) on at most `threads` threads. Which thread takes which i is not fixed: `fn`
+/// may not depend on it.
 void run_parallel(int64_t count, int threads, void (*fn)(const void* data, int64_t i), const void* data);
 
 template <class Fn>

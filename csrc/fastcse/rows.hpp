@@ -3,9 +3,13 @@
 #include <cmath>
 
 #include "parallel.hpp"
+#include "tile.hpp"
 #include "vec.hpp"
 
 namespace FASTCSE_ISA {
+
+using fastcse::OpenRows;
+using fastcse::PullRows;
 
 /// <a, b> over `d` entries, in a fixed order: four vectors of partial sums, then the lanes.
 inline float dot(const float* a, const float* b, int64_t d) {
@@ -39,7 +43,8 @@ void for_rows(int64_t n, int64_t d, int threads, Fn&& fn) {
 }
 
 /// scale_i = 1 / |x_i|; 0 for a row shorter than `shortest`, whose similarity and gradient are then 0.
-inline void inverse_norms(const float* x, int64_t stride, int64_t n, int64_t d, float shortest, float* scale, int threads) {
+inline void inverse_norms(const float* x, int64_t stride, int64_t n, int64_t d, float shortest, float* scale,
+                          int threads) {
     for_rows(n, d, threads, [=](int64_t i) {
         const float square = dot(x + i * stride, x + i * stride, d);
         float norm = std::sqrt(square);
@@ -53,18 +58,48 @@ inline void inverse_norms(const float* x, int64_t stride, int64_t n, int64_t d, 
     });
 }
 
-/// out_i = <a_i, c_{index_i}> a_scale_i c_scale_{index_i}
-inline void paired_similarity(const float* a, int64_t a_stride, const float* a_scale, const float* c, int64_t c_stride, const float* c_scale,
-                              const int64_t* index, int64_t n, int64_t d, float* out, int threads) {
-    for_rows(n, d, threads, [=](int64_t i) {
-        out[i] = dot(a + i * a_stride, c + index[i] * c_stride, d) * (a_scale[i] * c_scale[index[i]]);
+template <class Transform>
+void open_rows(const OpenRows& r, int threads) {
+    for_rows(r.n, r.d, threads, [&r](int64_t i) {
+        const float s =
+            dot(r.a + i * r.a_stride, r.c + r.index[i] * r.c_stride, r.d) * (r.a_scale[i] * r.c_scale[r.index[i]]);
+        const float x = Transform::f_positive(s, r.margin) * r.inv_temperature;
+        const float ceiling = r.ceiling ? r.ceiling[i] : r.ceiling_value;
+        r.similarity[i] = s;
+        r.logit[i] = x;
+        r.shift[i] = (x < ceiling ? ceiling : x) + r.offset;
     });
 }
 
-/// g_i <- factor_i g_i - pull_i c_{index_i}, then without its part along x_i if `scale` is given (the gradient through x / |x|).
-/// `index` null: no pull. `factor` null: 1.
-inline void finish_rows(float* g, int64_t n, int64_t d, const float* factor, const float* pull, const float* c, int64_t c_stride,
-                        const int64_t* index, const float* x, int64_t x_stride, const float* scale, int threads) {
+/// The rows after the sweep: t = log(Zneg) + shift - logit; loss = log(1 + e^t), share = 1 / (1 + e^-t), inverse = 1 /
+/// Z.
+inline void close_rows(const float* sum, const float* shift, const float* logit, int64_t n, float* loss, float* share,
+                       float* inverse) {
+    for (int64_t i = 0; i < n; ++i) {
+        const float t = std::log(sum[i]) + (shift[i] - logit[i]);
+        const float small = std::exp(-std::fabs(t));
+        loss[i] = (t > 0 ? t : 0) + std::log1p(small);
+        share[i] = (t > 0 ? 1 : small) / (1 + small);
+        inverse[i] = 1 / (sum[i] + std::exp(logit[i] - shift[i]));
+    }
+}
+
+template <class Transform>
+void pull_rows(const PullRows& r) {
+    for (int64_t i = 0; i < r.n; ++i) {
+        const float s = r.similarity[i], inverse = r.inverse ? r.inverse[i] : 1.0f;
+        const float row = r.a_scale[i] * r.inv_temperature;
+        r.factor[i] = row * inverse;
+        r.pull[i] = r.share[i] * Transform::df_positive(s, r.margin) * row * r.c_scale[r.index[i]];
+        r.d_inv_temperature[i] = r.f_sum[i] * inverse - r.share[i] * Transform::f_positive(s, r.margin);
+    }
+}
+
+/// g_i <- factor_i g_i - pull_i c_{index_i}, then without its part along x_i if `scale` is given (the gradient through
+/// x / |x|). `index` null: no pull. `factor` null: 1.
+inline void finish_rows(float* g, int64_t n, int64_t d, const float* factor, const float* pull, const float* c,
+                        int64_t c_stride, const int64_t* index, const float* x, int64_t x_stride, const float* scale,
+                        int threads) {
     for_rows(n, d, threads, [=](int64_t i) {
         float* row = g + i * d;
         if (factor)
@@ -78,9 +113,10 @@ inline void finish_rows(float* g, int64_t n, int64_t d, const float* factor, con
 }
 
 /// g_{index_i} -= pull_i a_i. In row order on one thread when an index repeats, so that the sum has one order.
-inline void scatter_rows(float* g, int64_t d, const float* a, int64_t a_stride, const float* pull, const int64_t* index, int64_t n, bool distinct,
-                         int threads) {
-    for_rows(n, d, distinct ? threads : 1, [=](int64_t i) { add_scaled(g + index[i] * d, a + i * a_stride, -pull[i], d); });
+inline void scatter_rows(float* g, int64_t d, const float* a, int64_t a_stride, const float* pull, const int64_t* index,
+                         int64_t n, bool distinct, int threads) {
+    for_rows(n, d, distinct ? threads : 1,
+             [=](int64_t i) { add_scaled(g + index[i] * d, a + i * a_stride, -pull[i], d); });
 }
 
 }  // namespace FASTCSE_ISA

@@ -4,7 +4,8 @@
 //     e = exp(x - row_shift)                   sums gain e
 //     dot <- (weight e [+ H exp(x - d)]) f'(s) col_scale     if stored; exactly 0 where the pair is left out
 //
-// f' is stored without the temperature, and with col_scale but not row_scale: rows are multiplied by those once, in the products that follow.
+// f' is stored without the temperature, and with col_scale but not row_scale: rows are multiplied by those once, in the
+// products that follow.
 #pragma once
 #include <cmath>
 
@@ -31,6 +32,7 @@ struct Segment {
     int64_t row;
     float* col_sum;  // this panel's sums, if COLS and not STORE
     RowSums& sums;
+    const float weight = t.row_weight ? t.row_weight[row] : 1.0f;
 
     void vector(int64_t j, int lanes, float extra) {
         const bool whole = lanes == W;
@@ -43,7 +45,7 @@ struct Segment {
         const f32v x = f * t.inv_temperature + bias;
         const f32v e = whole ? exp(x - t.row_shift[row]) : first(exp(x - t.row_shift[row]), lanes);
         sums.e += e;
-        f32v weighted = e * t.row_weight[row];
+        f32v weighted = e * weight;
         if constexpr (COLS) {
             const f32v shift = whole ? load(t.col_shift + j) : load_first(t.col_shift + j, lanes);
             const f32v e_col = whole ? exp(x - shift) : first(exp(x - shift), lanes);
@@ -154,9 +156,14 @@ template <class Transform>
 void sweep(const Tile& t, int threads) {
     const bool cols = t.col_shift != nullptr, stats = t.row_count != nullptr;
     if (cols && t.store) return sweep_rows<Transform, true, true, false>(t, threads);
-    if (cols) return stats ? sweep_rows<Transform, true, false, true>(t, threads) : sweep_rows<Transform, true, false, false>(t, threads);
-    if (t.store) return stats ? sweep_rows<Transform, false, true, true>(t, threads) : sweep_rows<Transform, false, true, false>(t, threads);
-    return stats ? sweep_rows<Transform, false, false, true>(t, threads) : sweep_rows<Transform, false, false, false>(t, threads);
+    if (cols)
+        return stats ? sweep_rows<Transform, true, false, true>(t, threads)
+                     : sweep_rows<Transform, true, false, false>(t, threads);
+    if (t.store)
+        return stats ? sweep_rows<Transform, false, true, true>(t, threads)
+                     : sweep_rows<Transform, false, true, false>(t, threads);
+    return stats ? sweep_rows<Transform, false, false, true>(t, threads)
+                 : sweep_rows<Transform, false, false, false>(t, threads);
 }
 
 }  // namespace FASTCSE_ISA

@@ -1,44 +1,71 @@
-// What one pass over a tile of similarities reads and writes. Pointers and sizes only: no Python, no torch, no allocation.
+// What one pass over a tile of similarities, or over the rows of a chunk, reads and writes. Pointers and sizes only: no
+// Python, no torch, no allocation.
 #pragma once
 #include <cstdint>
 
 namespace fastcse {
 
-/// A tile of raw dot products of `rows` anchors with `cols` candidates, and everything that turns them into exponentials.
-/// Row arrays are indexed from the tile's first row, column arrays from its first column. A null pointer means "absent".
+/// A tile of raw dot products of `rows` anchors with `cols` candidates, and everything that turns them into
+/// exponentials. Row arrays are indexed from the tile's first row, column arrays from its first column. A null pointer
+/// means "absent".
 struct Tile {
-    float* dot;             ///< (rows, cols), `stride` floats apart. In: dot products of the raw rows. Out: gradient weights, if `store`.
+    float* dot;  ///< (rows, cols), `stride` floats apart. In: dot products of the raw rows. Out: gradient weights, if
+                 ///< `store`.
     int64_t stride;
     int64_t rows, cols;
-    int64_t first_col;      ///< column number of the tile's column 0 within its block, for `own` and `hardest_index`
-    const float* row_scale;  ///< 1 / |a_i|, or 1
-    const float* row_shift;  ///< c_i, taken off the logit before the exponential
-    const float* row_weight; ///< multiplies what is stored
-    const float* col_scale;  ///< 1 / |c_j|, or 1
-    const float* col_bias;   ///< log-weight of the column
-    const int64_t* own;      ///< the anchor's own column: its positive, or its own hard negative
-    float own_log_weight;    ///< added to the logit at `own`; -inf leaves the pair out
-    const int64_t* row_id;   ///< a pair with equal ids is left out
+    int64_t first_col;        ///< column number of the tile's column 0 within its block, for `own` and `hardest_index`
+    const float* row_scale;   ///< 1 / |a_i|, or 1
+    const float* row_shift;   ///< c_i, taken off the logit before the exponential
+    const float* row_weight;  ///< multiplies what is stored; null: 1
+    const float* col_scale;   ///< 1 / |c_j|, or 1
+    const float* col_bias;    ///< log-weight of the column
+    const int64_t* own;       ///< the anchor's own column: its positive, or its own hard negative
+    float own_log_weight;     ///< added to the logit at `own`; -inf leaves the pair out
+    const int64_t* row_id;    ///< a pair with equal ids is left out
     const int64_t* col_id;
     float inv_temperature, margin;
-    bool store;              ///< write gradient weights over `dot`
+    bool store;  ///< write gradient weights over `dot`
 
-    float* row_sum;          ///< += sum_j e_ij
-    float* row_f_sum;        ///< += sum_j weight_i e_ij f(s_ij), for the gradient of the temperature
+    float* row_sum;    ///< += sum_j e_ij
+    float* row_f_sum;  ///< += sum_j weight_i e_ij f(s_ij), for the gradient of the temperature
 
     // Column direction of the symmetric loss.
-    const float* col_shift;  ///< d_j
-    const float* col_weight; ///< H_j; with `store`: what is stored gains H_j e^(x - d_j)
-    float* col_sum;          ///< (panels, cols): sum over the panel's rows of e^(x - d_j)
+    const float* col_shift;   ///< d_j
+    const float* col_weight;  ///< H_j; with `store`: what is stored gains H_j e^(x - d_j)
+    float* col_sum;           ///< (panels, cols): sum over the panel's rows of e^(x - d_j)
 
     // By-products.
     float* row_similarity_sum;
-    float* row_count;        ///< += negatives that took part
-    float* row_hardest;      ///< max similarity so far
+    float* row_count;    ///< += negatives that took part
+    float* row_hardest;  ///< max similarity so far
     int64_t* row_hardest_col;
 };
 
 /// Rows of one panel of `col_sum`. Fixed, so that the sums do not depend on the number of threads.
 constexpr int64_t panel_rows = 64;
+
+/// The rows of a chunk before the sweep: similarity and logit of the positive, and the shift that keeps exponentials in
+/// range.
+struct OpenRows {
+    const float *a, *a_scale, *c, *c_scale;
+    int64_t a_stride, c_stride, n, d;
+    const int64_t* index;
+    const float* ceiling;  ///< (n) largest possible logit less the headroom, or null
+    float ceiling_value;   ///< the same for all rows where `ceiling` is null
+    float offset;          ///< added to every shift
+    float inv_temperature, margin;
+    float *similarity, *logit, *shift;
+};
+
+/// What the products of a chunk are multiplied with: factor = scale inverse / temperature for its rows, pull = share
+/// f+'(s) ... between a row and its positive, and each row's part of the gradient of 1 / temperature. `inverse`
+/// null: 1.
+struct PullRows {
+    const float *share, *inverse, *similarity, *f_sum, *a_scale, *c_scale;
+    const int64_t* index;
+    int64_t n;
+    float inv_temperature, margin;
+    float *factor, *pull, *d_inv_temperature;
+};
 
 }  // namespace fastcse

@@ -1,7 +1,7 @@
 // A vector of floats as wide as the instruction set of this translation unit, and its exponential.
 //
-// Every header that is compiled more than once (one time per instruction set) lives in the namespace FASTCSE_ISA, so that the linker
-// cannot hand the AVX-512 copy of a template to a processor that only has AVX2.
+// Every header that is compiled more than once (one time per instruction set) lives in the namespace FASTCSE_ISA, so
+// that the linker cannot hand the AVX-512 copy of a template to a processor that only has AVX2.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -64,7 +64,8 @@ inline f32v exp(f32v x) {
     p = p * (r * r) + r + 1.0f;
     i32v bits;
     std::memcpy(&bits, &shifted, sizeof bits);
-    // The low bits of `shifted` are n; 2^n is n + 127 in the exponent field. 2^128 is written as inf, which is what the caller wants to see.
+    // The low bits of `shifted` are n; 2^n is n + 127 in the exponent field. 2^128 is written as inf, which is what the
+    // caller wants to see.
     i32v scale_bits = ((bits - 0x4B400000) + 127) << 23;
     f32v scale;
     std::memcpy(&scale, &scale_bits, sizeof scale);

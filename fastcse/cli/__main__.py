@@ -1,5 +1,5 @@
 """`python -m fastcse.cli`, the same as `fastcse`."""
 
-from fastcse.cli.commands import main
+from .commands import main
 
 main()

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from fastcse.cli.console import INTERRUPTED, fail
-from fastcse.cli.demo.command import demo
-from fastcse.cli.eval import evaluate
-from fastcse.cli.info import info
-from fastcse.cli.train import train
+from .console import INTERRUPTED, fail
+from .demo.command import demo
+from .eval import evaluate
+from .info import info
+from .train import train
 
 app = typer.Typer(name="fastcse", add_completion=False, pretty_exceptions_enable=False)
 app.command("info")(info)
@@ -27,7 +27,7 @@ def root(
 ) -> None:
     """Fused contrastive losses for sentence embeddings: train, evaluate, and see what runs here."""
     if version:
-        from fastcse.cli.info import fastcse_version
+        from .info import fastcse_version
 
         print(fastcse_version())
         raise typer.Exit()

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console, RenderableType
 
-from fastcse.evaluation.files import InputError
+from ..evaluation.files import InputError
 
 EXTRAS = {
     "sentence_transformers": "train", "transformers": "train", "datasets": "train", "accelerate": "train",
@@ -69,7 +69,9 @@ def one_sentence_errors(command: Callable) -> Callable:
         except ModuleNotFoundError as error:
             if error.name not in EXTRAS:
                 raise
-            fail(f"this command needs {error.name}, which is not installed: pip install 'fastcse[{EXTRAS[error.name]}]'")
+            fail(
+                f"this command needs {error.name}, which is not installed: pip install 'fastcse[{EXTRAS[error.name]}]'"
+            )
         except KeyboardInterrupt:
             print("Stopped.", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from None

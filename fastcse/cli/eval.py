@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from fastcse.cli.console import Json, one_sentence_errors, quiet_stdout, show, shown, whole_option
+from .console import Json, one_sentence_errors, quiet_stdout, show, shown, whole_option
 
 if TYPE_CHECKING:
-    from fastcse.evaluation.sts import StsResult
+    from ..evaluation.sts import StsResult
 
 
 @one_sentence_errors
@@ -19,16 +19,18 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="A saved model, a name on the hub, or minilm.", show_default=False)],
     sts_dir: Annotated[
         str,
-        typer.Option(metavar="DIR", help="Folder of .tsv or .tsv.gz files: sentence1, sentence2, score.", show_default=False),
+        typer.Option(
+            metavar="DIR", help="Folder of .tsv or .tsv.gz files: sentence1, sentence2, score.", show_default=False
+        ),
     ],
     pooling: Annotated[str | None, typer.Option(metavar="cls|mean", help="Override the model's own pooling.")] = None,
     batch_size: Annotated[int, whole_option("Sentences encoded at once.")] = 64,
     as_json: Json = False,
 ) -> None:
     """Score MODEL on every STS file below a folder: Spearman x 100 over all pairs, alignment and uniformity."""
-    from fastcse.evaluation.sts import evaluate_sts, find_sts
-    from fastcse.training.encoders import load_encoder
-    from fastcse.training.options import check_batch_size, check_pooling
+    from ..evaluation.sts import evaluate_sts, find_sts
+    from ..training.encoders import load_encoder
+    from ..training.options import check_batch_size, check_pooling
 
     check_pooling(pooling)
     check_batch_size(batch_size, lowest=1)

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from fastcse.cli.console import Json, one_sentence_errors, show
+from .console import Json, one_sentence_errors, show
 
 PACKAGES = ("torch", "triton", "numpy", "transformers", "sentence-transformers", "faiss-cpu")
 
@@ -25,7 +25,7 @@ def gather() -> dict[str, Any]:
     """The facts that `fastcse info --json` prints."""
     import torch
 
-    import fastcse
+    from ..ops.backends import backends
 
     return {
         "fastcse": fastcse_version(),
@@ -39,13 +39,15 @@ def gather() -> dict[str, Any]:
         },
         "gpu": _gpus(),
         "backends": {
-            name: {"available": status.available, "reason": status.reason} for name, status in fastcse.backends().items()
+            name: {"available": status.available, "reason": status.reason} for name, status in backends().items()
         },
     }
 
 
 def fastcse_version() -> str:
-    return package_version("fastcse") or "not installed"
+    from .. import __version__
+
+    return __version__
 
 
 def package_version(name: str) -> str | None:
@@ -86,7 +88,7 @@ def _machine_table(facts: dict[str, Any]) -> Table:
     for name, version in facts["packages"].items():
         table.add_row(name, version or "[dim]not installed[/dim]")
     cpu = facts["cpu"]
-    table.add_row("cpu", f"{cpu['model']}, {cpu['capability']}, {cpu['threads']} threads")
+    table.add_row("cpu", f"{cpu['model']}, {cpu['capability']}, {cpu['threads']} thread(s)")
     for gpu in facts["gpu"]:
         table.add_row("gpu", f"{gpu['name']}, {gpu['capability']}, {gpu['memory_gib']} GiB")
     if not facts["gpu"]:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from fastcse.cli.console import Backend, Json, one_sentence_errors, quiet_stdout, real_option, show, shown, whole_option
-from fastcse.training.objectives import OBJECTIVES
+from ..training.objectives import OBJECTIVES
+from .console import Backend, Json, one_sentence_errors, quiet_stdout, real_option, show, shown, whole_option
 
 if TYPE_CHECKING:
-    from fastcse.training.run import TrainReport
+    from ..training.run import TrainReport
 
 
 @one_sentence_errors
@@ -21,24 +21,29 @@ def train(
     model: Annotated[str, typer.Option(metavar="NAME", help="Hub name, local folder, or minilm.")] = "minilm",
     pooling: Annotated[str | None, typer.Option(metavar="cls|mean", help="By default the model's own.")] = None,
     corpus: Annotated[str | None, typer.Option(metavar="FILE", help="One sentence a line, .txt or .gz.")] = None,
-    pairs: Annotated[str | None, typer.Option(metavar="FILE", help="anchor, positive [, negative]: .tsv or .gz.")] = None,
+    pairs: Annotated[
+        str | None, typer.Option(metavar="FILE", help="anchor, positive [, negative]: .tsv or .gz.")
+    ] = None,
     batch_size: Annotated[int, whole_option("Sentences, or pairs, in a batch.")] = 64,
     max_steps: Annotated[int, whole_option("Optimizer steps.")] = 1000,
     lr: Annotated[float, real_option("First learning rate; it decays linearly to 0.")] = 3e-5,
     max_length: Annotated[int, whole_option("Tokens of a sentence, in training only.")] = 32,
-    temperature: Annotated[float | None, real_option("Divisor of the logits. [default: the objective's]")] = None,
-    margin: Annotated[float | None, real_option("Added to negatives, focal only. [default: the objective's]")] = None,
+    temperature: Annotated[float | None, real_option("Divisor of the logits. (default: the objective's)")] = None,
+    margin: Annotated[float | None, real_option("Added to negatives, focal only. (default: the objective's)")] = None,
     seed: Annotated[int, whole_option("The same seed gives the same numbers.")] = 42,
-    sts_dir: Annotated[str | None, typer.Option(metavar="DIR", help="Its stsb.dev file chooses the checkpoint.")] = None,
+    sts_dir: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Its stsb.dev file chooses the checkpoint.")
+    ] = None,
     eval_steps: Annotated[
-        int | None, whole_option("Steps between evaluations and checkpoints. [default: 125, or a quarter of a short run]")
+        int | None,
+        whole_option("Steps between evaluations and checkpoints. (default: 125, or a quarter of a short run)"),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run of --output-dir.")] = False,
     backend: Backend = None,
     as_json: Json = False,
 ) -> None:
     """Train a sentence encoder on --corpus (SimCSE: two dropout masks of a sentence) or on --pairs."""
-    from fastcse.training.options import TrainOptions
+    from ..training.options import TrainOptions
 
     options = TrainOptions(
         output_dir=output_dir, objective=objective, model=model, pooling=pooling, corpus=corpus, pairs=pairs,
@@ -46,7 +51,7 @@ def train(
         eval_steps=eval_steps, resume=resume, backend=backend,
         objective_options={"temperature": temperature, "margin": margin},
     )  # fmt: skip
-    from fastcse.training import run
+    from ..training import run
 
     with quiet_stdout():
         report = run.train(options)
@@ -64,7 +69,9 @@ def _table(report: TrainReport) -> Table:
     table.add_row("model", f"{options['model']}, pooling {options['pooling'] or 'its own'}")
     table.add_row("text", f"{options['corpus'] or options['pairs']}, {report.sentences:,} rows")
     speed = report.new_steps * options["batch_size"] / max(report.seconds, 1e-9)
-    table.add_row("steps", f"{report.steps} of batch {options['batch_size']}, {report.seconds:.0f} s, {speed:.0f} rows/s")
+    table.add_row(
+        "steps", f"{report.steps} of batch {options['batch_size']}, {report.seconds:.0f} s, {speed:.0f} rows/s"
+    )
     table.add_row("loss", f"{report.loss[0][1]:.4f} first, {report.loss[-1][1]:.4f} last")
     table.add_row(
         "last batch",
@@ -72,7 +79,9 @@ def _table(report: TrainReport) -> Table:
         f"of negatives {report.negative_similarity:.3f}",
     )
     if report.dev:
-        table.add_row("STS-B dev", f"{shown(report.dev_before)} before, {shown(report.dev_best)} at step {report.best_step}")
+        table.add_row(
+            "STS-B dev", f"{shown(report.dev_before)} before, {shown(report.dev_best)} at step {report.best_step}"
+        )
     else:
         table.add_row("STS-B dev", "not measured: no --sts-dir, so the last step is saved")
     table.add_row("saved", report.saved)

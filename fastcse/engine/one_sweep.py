@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
 from ..pairs import Columns, RowChunk
 from .problem import OFF_POWERS_OF_TWO, Gradients, Problem
@@ -24,17 +23,17 @@ def sweep_blocks(p: Problem, chunk: RowChunk, space, store: bool, columns: Colum
     return kept
 
 
-def sweep_in_range(p: Problem, chunk: RowChunk, x_positive: Tensor, space, store: bool) -> tuple[list[Tensor], Tensor]:
-    """Sweeps, and again with exact maxima for rows that left the range of the static shift. Returns the weights and Z (R,)."""
+def sweep_in_range(p: Problem, chunk: RowChunk, space, store: bool) -> list[Tensor]:
+    """Sweeps, and again with exact maxima for rows that left the range of the static shift. Returns the weights."""
     weights = sweep_blocks(p, chunk, space, store)
-    z = chunk.sum + torch.exp(x_positive - chunk.shift)
     if p.always_in_range():
-        return weights, z
+        return weights
+    z = chunk.sum + torch.exp(chunk.logit - chunk.shift)
     bad = ~(z > SMALLEST_SUM) | torch.isinf(z)
     gate = bad.any()
     if not p.launchers.is_open(gate):
-        return weights, z
-    largest = x_positive
+        return weights
+    largest = chunk.logit
     for block in p.blocks:
         largest = torch.maximum(largest, p.launchers.largest_logits(chunk, block, p.logits, gate)[0])
     chunk.shift = torch.where(bad, largest + OFF_POWERS_OF_TWO, chunk.shift)
@@ -45,7 +44,7 @@ def sweep_in_range(p: Problem, chunk: RowChunk, x_positive: Tensor, space, store
     for k, block in enumerate(p.blocks):
         p.launchers.sweep(chunk, block, p.logits, weights[k], store=store, gate=gate)
     chunk.stats = stats
-    return weights, chunk.sum + torch.exp(x_positive - chunk.shift)
+    return weights
 
 
 def mean_with_gradient(p: Problem) -> tuple[Tensor, Gradients]:
@@ -53,14 +52,11 @@ def mean_with_gradient(p: Problem) -> tuple[Tensor, Gradients]:
     size = p.launchers.plan_rows(p.anchor.shape[0], p.blocks, True, p.max_workspace_bytes)
     space, g, losses = p.launchers.Workspace(size, p.blocks, True), Gradients.like(p), []
     for rows in p.chunks(size):
-        s_positive, x_positive = p.positive_logits(rows)
-        chunk = p.chunk(rows, p.static_shift(rows, x_positive))
-        weights, z = sweep_in_range(p, chunk, x_positive, space, True)
-        t = chunk.sum.log() + (chunk.shift - x_positive)
-        losses.append(softplus(t))
-        share = torch.sigmoid(t)
-        g.inv_temperature += (chunk.f_sum / z - share * p.transform.f_positive(s_positive, p.logits.margin)).sum()
-        g.add_chunk(p, rows, chunk, weights, 1.0 / z, share, s_positive)
-        p.finish_stats(chunk, s_positive, x_positive + losses[-1])
+        chunk = p.chunk(rows, p.opened(rows))
+        weights = sweep_in_range(p, chunk, space, True)
+        loss, share, inverse = p.launchers.close_rows(chunk)
+        g.add_chunk(p, rows, chunk, weights, share, inverse)
+        p.finish_stats(chunk, loss)
+        losses.append(loss)
     g.finish(p)
-    return torch.cat(losses), g
+    return torch.cat(losses) if len(losses) > 1 else losses[0], g

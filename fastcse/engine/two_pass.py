@@ -1,4 +1,4 @@
-"""The general form: sums first, gradient weights in a second pass when the upstream gradient of every row, and every column's sum, is known."""
+"""The general form: sums first, gradient weights in a second pass, when every row's upstream gradient is known."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .problem import HEADROOM, OFF_POWERS_OF_TWO, Gradients, Problem
 
 @dataclass
 class RowLosses:
-    """First pass. `row` (N,) loss; `lse` (N,); of the column direction, if there is one: `column` (N,) loss and `column_lse` (M,)."""
+    """First pass: `row` (N,) loss, `lse` (N,); of the column direction `column` (N,) loss and `column_lse` (M,)."""
 
     row: Tensor
     lse: Tensor
@@ -24,51 +24,49 @@ class RowLosses:
 
 
 def row_losses(p: Problem, symmetric: bool) -> RowLosses:
-    """Losses without gradients. 2 N M D operations; 4 where the logits may spread wider than the static shift allows and `symmetric`."""
-    x_positive = p.positive_logits(slice(0, p.anchor.shape[0]))[1]
-    exact = _exact_shifts(p, x_positive) if symmetric else None
-    columns = _new_columns(p, x_positive, exact) if symmetric else None
+    """Losses without gradients. 2 N M D operations; 4 if `symmetric` and logits may leave the static shift's range."""
+    opened = p.opened(p.everything)
+    exact = _exact_shifts(p, opened) if symmetric else None
+    columns = _new_columns(p, opened[1], exact) if symmetric else None
     size = p.launchers.plan_rows(p.anchor.shape[0], p.blocks, False, p.max_workspace_bytes)
     space, losses = p.launchers.Workspace(size, p.blocks, False), []
     for rows in p.chunks(size):
-        s_positive, x = p.positive_logits(rows)
-        chunk = p.chunk(rows, p.static_shift(rows, x) if exact is None else exact[0][rows])
+        here = opened[:, rows].contiguous()
+        chunk = p.chunk(rows, here, None if exact is None else exact[0][rows].contiguous())
         if symmetric:
             sweep_blocks(p, chunk, space, False, columns)
         else:
-            sweep_in_range(p, chunk, x, space, False)
-        losses.append(softplus(chunk.sum.log() + (chunk.shift - x)))
-        p.finish_stats(chunk, s_positive, x + losses[-1])
+            sweep_in_range(p, chunk, space, False)
+        losses.append(p.launchers.close_rows(chunk)[0])
+        p.finish_stats(chunk, losses[-1])
     row = torch.cat(losses)
-    if not symmetric:
-        return RowLosses(row, x_positive + row)
-    return RowLosses(row, x_positive + row, *_column_losses(p, columns, x_positive))
+    column = _column_losses(p, columns, opened[1]) if symmetric else (None, None)
+    return RowLosses(row, opened[1] + row, *column)
 
 
-def _exact_shifts(p: Problem, x_positive: Tensor) -> tuple[Tensor, Tensor] | None:
+def _exact_shifts(p: Problem, opened: Tensor) -> tuple[Tensor, Tensor] | None:
     """(N,) and (M,) shifts from exact maxima, or None where the static ones are known to do."""
     if p.always_in_range():
         return None
     gate = p.out_of_range()
     if not p.launchers.is_open(gate):
         return None
-    rows = slice(0, p.anchor.shape[0])
-    everything = p.chunk(rows, x_positive)
-    largest = [p.launchers.largest_logits(everything, block, p.logits, gate) for block in p.blocks]
+    x_positive = opened[1]
+    chunk = p.chunk(p.everything, opened)
+    largest = [p.launchers.largest_logits(chunk, block, p.logits, gate) for block in p.blocks]
     row_max = torch.stack([x_positive, *[by_row for by_row, _ in largest]]).amax(0)
     column_max = largest[0][1].scatter_reduce(0, p.positive, x_positive, "amax")
-    static_row, static_column = p.static_shift(rows, x_positive), _static_column_shift(p, x_positive)
     return (
-        torch.where(gate, row_max + OFF_POWERS_OF_TWO, static_row),
-        torch.where(gate, column_max + OFF_POWERS_OF_TWO, static_column),
+        torch.where(gate, row_max + OFF_POWERS_OF_TWO, opened[2]),
+        torch.where(gate, column_max + OFF_POWERS_OF_TWO, _static_column_shift(p, x_positive)),
     )
 
 
 def _static_column_shift(p: Problem, x_positive: Tensor) -> Tensor:
     """(M,) d_j: the largest logit among the anchors whose positive is j, or what the bound asks for."""
     m = p.blocks[0].rows.shape[0]
-    floor = p.largest_possible(slice(0, p.anchor.shape[0])).amax() - HEADROOM
-    return floor.expand(m).scatter_reduce(0, p.positive, x_positive, "amax") + OFF_POWERS_OF_TWO
+    floor = torch.as_tensor(p.largest_possible(p.everything) - HEADROOM, dtype=torch.float32, device=x_positive.device)
+    return floor.amax().expand(m).scatter_reduce(0, p.positive, x_positive, "amax") + OFF_POWERS_OF_TWO
 
 
 def _new_columns(p: Problem, x_positive: Tensor, exact: tuple[Tensor, Tensor] | None) -> Columns:
@@ -80,7 +78,7 @@ def _new_columns(p: Problem, x_positive: Tensor, exact: tuple[Tensor, Tensor] | 
 def _column_losses(p: Problem, columns: Columns, x_positive: Tensor) -> tuple[Tensor, Tensor]:
     """(N,) loss of each anchor's positive among all anchors, and (M,) log of each column's sum."""
     e = torch.exp(x_positive - columns.shift[p.positive])  # (N,)
-    together = torch.zeros_like(columns.sum).index_put((p.positive,), e, accumulate=True)  # (M,)
+    together = p.launchers.add_at(torch.zeros_like(columns.sum), p.positive, e)  # (M,)
     # Other anchors may have the same positive. Where none has, the difference is exactly 0 and nothing cancels.
     others = columns.sum[p.positive] + (together[p.positive] - e)
     loss = softplus(others.log() + (columns.shift[p.positive] - x_positive))
@@ -88,13 +86,13 @@ def _column_losses(p: Problem, columns: Columns, x_positive: Tensor) -> tuple[Te
 
 
 def row_gradients(p: Problem, saved: RowLosses, upstream: Tensor) -> Gradients:
-    """Gradients of sum_i upstream_i loss_i; where there is a column direction, loss = (row + column) / 2. 6 N M D operations."""
+    """Gradients of sum_i upstream_i loss_i; loss is (row + column) / 2 if there are columns. 6 N M D operations."""
     symmetric = saved.column is not None
     upstream = upstream.to(torch.float32) * (0.5 if symmetric else 1.0)
     share = upstream * -torch.expm1(-saved.row)
     columns = None
     if symmetric:
-        height = torch.zeros_like(saved.column_lse).index_put((p.positive,), upstream, accumulate=True)  # (M,) H_j
+        height = p.launchers.add_at(torch.zeros_like(saved.column_lse), p.positive, upstream)  # (M,) H_j
         # A column that is nobody's positive carries no gradient, and its sum may be empty.
         lse = torch.where(torch.isfinite(saved.column_lse), saved.column_lse, torch.finfo(torch.float32).max)
         columns = Columns(lse, weight=height)
@@ -103,10 +101,8 @@ def row_gradients(p: Problem, saved: RowLosses, upstream: Tensor) -> Gradients:
     size = p.launchers.plan_rows(p.anchor.shape[0], p.blocks, True, p.max_workspace_bytes)
     space, g = p.launchers.Workspace(size, p.blocks, True), Gradients.like(p)
     for rows in p.chunks(size):
-        chunk = p.chunk(rows, saved.lse[rows], upstream[rows].contiguous())
+        chunk = p.chunk(rows, p.opened(rows), saved.lse[rows], upstream[rows].contiguous())
         weights = sweep_blocks(p, chunk, space, True, columns)
-        s_positive, _ = p.positive_logits(rows)
-        g.inv_temperature += (chunk.f_sum - share[rows] * p.transform.f_positive(s_positive, p.logits.margin)).sum()
-        g.add_chunk(p, rows, chunk, weights, 1.0, share[rows], s_positive)
+        g.add_chunk(p, rows, chunk, weights, share[rows], None)
     g.finish(p)
     return g

@@ -9,8 +9,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 from tqdm.auto import tqdm
 
-import fastcse
-from fastcse.evaluation.encoding import encode_distinct
+from ..losses.spread import alignment, uniformity
+from .encoding import encode_distinct
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,6 @@ def evaluate_retrieval(
         pairs=len(anchors),
         mrr_at_10=round(float(metrics["pairs_cosine_mrr@10"]), 4),
         recall_at_1=round(float(metrics["pairs_cosine_recall@1"]), 4),
-        alignment=round(float(fastcse.alignment(evaluator.anchor, evaluator.positive)), 4),
-        uniformity=round(float(fastcse.uniformity(torch.cat([evaluator.anchor, evaluator.positive]))), 4),
+        alignment=round(float(alignment(evaluator.anchor, evaluator.positive)), 4),
+        uniformity=round(float(uniformity(torch.cat([evaluator.anchor, evaluator.positive]))), 4),
     )

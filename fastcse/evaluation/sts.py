@@ -12,9 +12,9 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 from tqdm.auto import tqdm
 
-import fastcse
-from fastcse.evaluation.encoding import encode_distinct
-from fastcse.evaluation.files import InputError, read_lines
+from ..losses.spread import alignment, uniformity
+from .encoding import encode_distinct
+from .files import InputError, read_lines
 
 COLUMNS = ("sentence1", "sentence2", "score")
 CLOSE = 4.0  # alignment is taken over pairs whose gold score is above this, on the 0 to 5 scale (strictly)
@@ -152,8 +152,8 @@ def _evaluate(model: SentenceTransformer, pairs: StsSet, batch_size: int, progre
         name=pairs.name,
         pairs=len(pairs.score),
         spearman=_finite(100 * spearman, 2),
-        alignment=_finite(fastcse.alignment(evaluator.rows1[close], evaluator.rows2[close])) if close.any() else None,
-        uniformity=_finite(fastcse.uniformity(torch.cat([evaluator.rows1, evaluator.rows2]))),
+        alignment=_finite(alignment(evaluator.rows1[close], evaluator.rows2[close])) if close.any() else None,
+        uniformity=_finite(uniformity(torch.cat([evaluator.rows1, evaluator.rows2]))),
     )
 
 

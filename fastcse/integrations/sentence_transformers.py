@@ -10,12 +10,12 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
-import fastcse
+from ..ops.backends import last_backend
 
 LOGGED = ("accuracy", "positive_similarity", "negative_similarity")
 
 
-class ContrastiveLoss(nn.Module):
+class FusedContrastiveLoss(nn.Module):
     r"""A fastcse loss for `SentenceTransformerTrainer`, over the columns anchor, positive, negative_1 ... negative_n.
 
     With rows a, p, n_k of the columns, the loss is `loss(a, p, negatives=[n_1, ...], **options)`: in-batch positives of
@@ -37,7 +37,7 @@ class ContrastiveLoss(nn.Module):
         ValueError: no column, a learnable temperature without a first value, or what `loss` refuses.
 
     Example:
-        >>> loss = ContrastiveLoss(model, fastcse.focal_infonce_loss, temperature=0.05)          # doctest: +SKIP
+        >>> loss = FusedContrastiveLoss(model, fastcse.focal_infonce_loss, temperature=0.05)          # doctest: +SKIP
         >>> SentenceTransformerTrainer(model=model, train_dataset=pairs, loss=loss).train()      # doctest: +SKIP
     """
 
@@ -59,7 +59,9 @@ class ContrastiveLoss(nn.Module):
         self.backend = backend
         self.cite = cite
         self.options = options
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(options["temperature"]))) if learnable_temperature else None
+        self.log_temperature = (
+            nn.Parameter(torch.tensor(math.log(options["temperature"]))) if learnable_temperature else None
+        )
         self.used_backend: str | None = None  # of the last forward
         self._sums: dict[str, Tensor] = {}
         self._calls = 0
@@ -81,7 +83,7 @@ class ContrastiveLoss(nn.Module):
         loss, stats = self.loss(
             anchor, positive, negatives=negatives or None, backend=self.backend, return_stats=True, **options
         )
-        self.used_backend = fastcse.last_backend()
+        self.used_backend = last_backend()
         self._record(stats)
         return loss
 
@@ -106,7 +108,12 @@ class ContrastiveLoss(nn.Module):
     def get_config_dict(self) -> dict[str, Any]:
         """What the model card writes about this loss."""
         learned = {} if self.log_temperature is None else {"learnable_temperature": True}
-        return {"loss": getattr(self.loss, "__name__", str(self.loss)), **self.options, **learned, "backend": self.backend}
+        return {
+            "loss": getattr(self.loss, "__name__", str(self.loss)),
+            **self.options,
+            **learned,
+            "backend": self.backend,
+        }
 
     @property
     def citation(self) -> str:

@@ -52,11 +52,15 @@ def backends() -> dict[str, BackendStatus]:
         >>> fastcse.backends()["reference"].available
         True
     """
-    return {
-        "triton": _triton_status(),
-        "cpp": BackendStatus(native_module.available, native_module.reason),
-        "reference": BackendStatus(True, "plain torch"),
-    }
+    return {name: _status(name) for name in NAMES}
+
+
+def _status(name: str) -> BackendStatus:
+    if name == "triton":
+        return _triton_status()
+    if name == "cpp":
+        return BackendStatus(native_module.available, native_module.reason)
+    return BackendStatus(True, "plain torch")
 
 
 def last_backend() -> str | None:
@@ -94,7 +98,7 @@ def _forced(backend: str, anchor: Tensor) -> str:
         raise ValueError(f"backend must be one of {NAMES} or None, got {backend!r}")
     if backend == "reference":
         return backend
-    status = backends()[backend]
+    status = _status(backend)
     if not status.available:
         raise RuntimeError(f"backend {backend!r} cannot run here: {status.reason}")
     if anchor.dtype == torch.float64:
@@ -108,7 +112,7 @@ def _forced(backend: str, anchor: Tensor) -> str:
 def _fall_back(missing: str) -> str:
     if missing not in _announced and not torch.compiler.is_compiling():
         _announced.add(missing)
-        warnings.warn(f"fastcse runs the slower 'reference' backend: {backends()[missing].reason}", RuntimeWarning, stacklevel=5)
+        warnings.warn(f"fastcse runs the slower 'reference' backend: {_status(missing).reason}", RuntimeWarning, stacklevel=5)
     return "reference"
 
 

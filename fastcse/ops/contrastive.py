@@ -5,8 +5,6 @@ Arguments are flat because op schemas are: `rows`, `log_weights`, `ids` and `own
 
 from __future__ import annotations
 
-from typing import Optional
-
 import torch
 from torch import Tensor
 from torch.library import custom_op
@@ -34,8 +32,9 @@ def _problem(
     for k, (x, bias, id_) in enumerate(zip(rows, log_weights, ids)):
         x = b.prepare(x.detach())
         scale = b.inverse_norms(x) if normalize else torch.ones(x.shape[0], **new)
-        bias = torch.zeros(x.shape[0], **new) if bias is None else bias.detach().to(torch.float32).contiguous()
-        blocks.append(Block(x, scale, bias, _contiguous(id_), own_log_weights[k], k == 0, needs_grad[k]))
+        weighted = bias is not None
+        bias = bias.detach().to(torch.float32).contiguous() if weighted else torch.zeros(x.shape[0], **new)
+        blocks.append(Block(x, scale, bias, weighted, _contiguous(id_), own_log_weights[k], k == 0, needs_grad[k]))
     scale = b.inverse_norms(anchor) if normalize else torch.ones(anchor.shape[0], **new)
     distinct = positive is None
     positive = torch.arange(anchor.shape[0], device=anchor.device) if positive is None else positive.contiguous()
@@ -63,9 +62,9 @@ def _gradients(g: Gradients, dtype: torch.dtype) -> list[Tensor]:
 
 
 def mean_forward(
-    anchor: Tensor, rows: list[Tensor], log_weights: list[Optional[Tensor]], ids: list[Optional[Tensor]], own_log_weights: list[float],
-    positive: Optional[Tensor], anchor_id: Optional[Tensor], inv_temperature: Optional[Tensor], temperature: float, transform: str,
-    margin: float, normalize: bool, needs_grad: list[bool], want_stats: bool, max_workspace_bytes: Optional[int], backend: str,
+    anchor: Tensor, rows: list[Tensor], log_weights: list[Tensor | None], ids: list[Tensor | None], own_log_weights: list[float],
+    positive: Tensor | None, anchor_id: Tensor | None, inv_temperature: Tensor | None, temperature: float, transform: str,
+    margin: float, normalize: bool, needs_grad: list[bool], want_stats: bool, max_workspace_bytes: int | None, backend: str,
 ) -> list[Tensor]:  # fmt: skip
     """Sum of the row losses with its gradients already made: [sum, *stats, danchor, dinv_temperature, *drows]."""
     p = _problem(anchor, rows, log_weights, ids, own_log_weights, positive, anchor_id, inv_temperature, temperature, transform, margin,

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Optional
-
 import torch
 from torch import Tensor
 from torch.library import custom_op
 
 from ..engine import two_pass
-from .contrastive import _as_arguments, _fake_gradients, _fake_stats, _gradients, _nothing_to_save, _problem, _refuse_twice, _stats, note_arguments
+from .contrastive import (
+    _as_arguments,
+    _fake_gradients,
+    _fake_stats,
+    _gradients,
+    _nothing_to_save,
+    _problem,
+    _refuse_twice,
+    _stats,
+    note_arguments,
+)
 
 
 def rows_forward(
-    anchor: Tensor, rows: list[Tensor], log_weights: list[Optional[Tensor]], ids: list[Optional[Tensor]], own_log_weights: list[float],
-    positive: Optional[Tensor], anchor_id: Optional[Tensor], inv_temperature: Optional[Tensor], temperature: float, transform: str,
-    margin: float, normalize: bool, needs_grad: list[bool], want_stats: bool, max_workspace_bytes: Optional[int], backend: str,
+    anchor: Tensor, rows: list[Tensor], log_weights: list[Tensor | None], ids: list[Tensor | None], own_log_weights: list[float],
+    positive: Tensor | None, anchor_id: Tensor | None, inv_temperature: Tensor | None, temperature: float, transform: str,
+    margin: float, normalize: bool, needs_grad: list[bool], want_stats: bool, max_workspace_bytes: int | None, backend: str,
     symmetric: bool,
 ) -> list[Tensor]:  # fmt: skip
     """Loss of each row, and what the second pass needs: [loss, row, lse, column, column_lse, *stats]."""
@@ -41,9 +49,9 @@ def _(anchor, rows, log_weights, ids, own_log_weights, positive, anchor_id, inv_
 
 def rows_backward(
     upstream: Tensor, saved: list[Tensor],
-    anchor: Tensor, rows: list[Tensor], log_weights: list[Optional[Tensor]], ids: list[Optional[Tensor]], own_log_weights: list[float],
-    positive: Optional[Tensor], anchor_id: Optional[Tensor], inv_temperature: Optional[Tensor], temperature: float, transform: str,
-    margin: float, normalize: bool, needs_grad: list[bool], max_workspace_bytes: Optional[int], backend: str,
+    anchor: Tensor, rows: list[Tensor], log_weights: list[Tensor | None], ids: list[Tensor | None], own_log_weights: list[float],
+    positive: Tensor | None, anchor_id: Tensor | None, inv_temperature: Tensor | None, temperature: float, transform: str,
+    margin: float, normalize: bool, needs_grad: list[bool], max_workspace_bytes: int | None, backend: str,
 ) -> list[Tensor]:  # fmt: skip
     """Gradients for an upstream gradient of every row (N,): [danchor, dinv_temperature, *drows]. `saved` is [row, lse, column, column_lse]."""
     p = _problem(anchor, rows, log_weights, ids, own_log_weights, positive, anchor_id, inv_temperature, temperature, transform, margin,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from fastcse.evaluation.files import InputError
-from fastcse.training.options import TrainOptions, flag
+from ..evaluation.files import InputError
+from .options import TrainOptions, flag
 
 OPTIONS_FILE = "fastcse_train.json"
 # The Trainer writes this file last, so a folder without it is what a killed process left behind.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from fastcse.evaluation.files import InputError, read_lines
+from ..evaluation.files import InputError, read_lines
 
 
 def read_corpus(path: str | Path, argument: str = "--corpus") -> Dataset:
@@ -33,7 +33,12 @@ def read_pairs(path: str | Path, argument: str = "--pairs") -> Dataset:
         names = ["anchor", "positive", *(name for name in header if name.startswith("negative"))]
         where, width, first = [header.index(name) for name in names], len(header), 1
     else:
-        names, where, width, first = ["anchor", "positive", "negative"][: len(header)], range(len(header)), len(header), 0
+        names, where, width, first = (
+            ["anchor", "positive", "negative"][: len(header)],
+            range(len(header)),
+            len(header),
+            0,
+        )
     if width < 2 or (first == 0 and width > 3):
         raise InputError(f"{argument} {str(path)!r} has {width} columns: expected 2 or 3, or a header with their names")
     rows = [
@@ -58,4 +63,6 @@ def check_fills_a_batch(dataset: Dataset, batch_size: int, path: str, argument: 
     """An InputError unless the distinct anchors fill one batch: a batch never holds a sentence twice."""
     distinct = len(set(dataset["anchor"])) if "anchor" in dataset.column_names else 0
     if distinct < batch_size:
-        raise InputError(f"--batch-size {batch_size} is more than the {distinct} distinct sentences of {argument} {path!r}")
+        raise InputError(
+            f"--batch-size {batch_size} is more than the {distinct} distinct sentences of {argument} {path!r}"
+        )

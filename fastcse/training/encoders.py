@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import nn
 
-from fastcse.evaluation.files import InputError
+from ..evaluation.files import InputError
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of model.safetensors
@@ -42,7 +42,9 @@ def load_encoder(name: str, *, pooling: str | None = None, argument: str = "--mo
         model = SentenceTransformer(source)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f"{argument} {name!r} cannot be loaded as a sentence-transformers model: {reason[0]}") from None
+        raise InputError(
+            f"{argument} {name!r} cannot be loaded as a sentence-transformers model: {reason[0]}"
+        ) from None
     if pooling is not None:
         _set_pooling(model, pooling, name)
     return model
@@ -92,7 +94,9 @@ def _looks_like_a_path(name: str) -> bool:
 def _set_pooling(model: SentenceTransformer, pooling: str, name: str) -> None:
     places = [i for i, module in enumerate(model) if isinstance(module, Pooling)]
     if not places:
-        raise InputError(f"--pooling {pooling!r} needs a pooling layer, and --model {name!r} has {type(model[0]).__name__} only")
+        raise InputError(
+            f"--pooling {pooling!r} needs a pooling layer, and --model {name!r} has {type(model[0]).__name__} only"
+        )
     model[places[0]] = Pooling(model[places[0]].get_embedding_dimension(), pooling_mode=pooling)
 
 

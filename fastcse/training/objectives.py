@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fastcse.evaluation.files import InputError
+from ..evaluation.files import InputError
+from ..losses.focal import focal_infonce_loss
+from ..losses.infonce import infonce_loss
 
 
 @dataclass(frozen=True)
 class Objective:
     """A public loss `loss(anchor, positive, negatives=..., **options)` of fastcse, and the options a user may set."""
 
-    loss: str  # its name in `fastcse`; resolved late, so that the table can be listed without loading torch
+    loss: Callable
     options: dict[str, float]  # name -> default
     source: str  # a reference, as BibTeX
-
-    @property
-    def function(self) -> Callable:
-        return getattr(importlib.import_module("fastcse"), self.loss)
 
 
 SIMCSE = """
@@ -42,8 +39,8 @@ FOCAL = """
 """
 
 OBJECTIVES = {
-    "infonce": Objective("infonce_loss", {"temperature": 0.05}, SIMCSE),
-    "focal": Objective("focal_infonce_loss", {"temperature": 0.05, "margin": 0.3}, FOCAL),
+    "infonce": Objective(infonce_loss, {"temperature": 0.05}, SIMCSE),
+    "focal": Objective(focal_infonce_loss, {"temperature": 0.05, "margin": 0.3}, FOCAL),
 }
 
 

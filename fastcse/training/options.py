@@ -6,9 +6,9 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import fastcse
-from fastcse.evaluation.files import InputError
-from fastcse.training.objectives import resolve_options
+from ..evaluation.files import InputError
+from ..ops.backends import backends
+from .objectives import resolve_options
 
 POOLINGS = ("cls", "mean")
 # These do not change the losses of a run, so a resumed run may differ in them.
@@ -52,12 +52,13 @@ class TrainOptions:
             raise InputError(f"expected exactly one of --corpus and --pairs, got {self.corpus!r} and {self.pairs!r}")
         check_pooling(self.pooling)
         check_batch_size(self.batch_size, lowest=2)
-        _at_least("max_steps", self.max_steps, 1)
-        _at_least("eval_steps", self.eval_steps, 1)
-        _at_least("max_length", self.max_length, 3)  # [CLS], one word, [SEP]
-        _at_least("seed", self.seed, 0)
+        check_at_least("max_steps", self.max_steps, 1)
+        check_at_least("eval_steps", self.eval_steps, 1)
+        check_at_least("max_length", self.max_length, 3)  # [CLS], one word, [SEP]
+        check_at_least("seed", self.seed, 0)
         _positive("lr", self.lr)
-        _positive("temperature", self.objective_options["temperature"])
+        for name, value in self.objective_options.items():
+            (_positive if name == "temperature" else _finite)(name, value)
         check_backend(self.backend)
 
     def identity(self) -> dict[str, Any]:
@@ -73,14 +74,14 @@ def check_pooling(name: str | None) -> None:
 
 def check_batch_size(value: int, *, lowest: int) -> None:
     """An InputError below `lowest`: 1 to encode, 2 to train, because a batch of one has no negatives."""
-    _at_least("batch_size", value, lowest)
+    check_at_least("batch_size", value, lowest)
 
 
 def check_backend(name: str | None) -> None:
     """An InputError unless `name` is None or a backend that runs here."""
     if name is None:
         return
-    status = fastcse.backends()
+    status = backends()
     if name not in status:
         raise InputError(f"--backend {name!r} is unknown: expected {', '.join(status)}")
     if not status[name].available:
@@ -92,9 +93,15 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _at_least(name: str, value: int, lowest: int) -> None:
+def check_at_least(name: str, value: int, lowest: int) -> None:
+    """An InputError if the option `name` is below `lowest`."""
     if value < lowest:
         raise InputError(f"{flag(name)} is {value}: expected at least {lowest}")
+
+
+def _finite(name: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise InputError(f"{flag(name)} is {value}: expected a finite number")
 
 
 def _positive(name: str, value: float) -> None:

@@ -8,18 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from sentence_transformers import SentenceTransformer
 from transformers import set_seed
 
-from fastcse.evaluation.files import InputError
-from fastcse.evaluation.sts import StsEvaluator, read_sts, sts_folder
-from fastcse.integrations.sentence_transformers import ContrastiveLoss
-from fastcse.training.checkpoints import prepare_output
-from fastcse.training.data import check_fills_a_batch, read_corpus, read_pairs
-from fastcse.training.encoders import has_dropout, load_encoder
-from fastcse.training.objectives import get_objective
-from fastcse.training.options import TrainOptions
-from fastcse.training.trainer import ContrastiveTrainer, make_trainer
+from ..evaluation.files import InputError
+from ..evaluation.sts import StsEvaluator, read_sts, sts_folder
+from ..integrations.sentence_transformers import FusedContrastiveLoss
+from .checkpoints import prepare_output
+from .data import check_fills_a_batch, read_corpus, read_pairs
+from .encoders import has_dropout, load_encoder
+from .objectives import get_objective
+from .options import TrainOptions
+from .trainer import ContrastiveTrainer, make_trainer
 
 DEV = "stsb.dev"  # the set that chooses the checkpoint; no other set is opened
 DEV_KEY = "stsb_dev"
@@ -71,8 +70,8 @@ def train(options: TrainOptions) -> TrainReport:
                          "equal: expected a model with dropout, or --pairs")  # fmt: skip
     checkpoint = prepare_output(options)
     objective = get_objective(options.objective)
-    loss = ContrastiveLoss(
-        model, objective.function, backend=options.backend, cite=objective.source, **options.objective_options
+    loss = FusedContrastiveLoss(
+        model, objective.loss, backend=options.backend, cite=objective.source, **options.objective_options
     )
     before = None if dev is None else 100 * dev(model)[f"{DEV_KEY}_spearman_cosine"]
     trainer = make_trainer(
@@ -111,7 +110,12 @@ def find_dev(directory: str | Path) -> StsEvaluator:
 
 
 def _report(
-    options: TrainOptions, trainer: ContrastiveTrainer, before: float | None, seconds: float, sentences: int, first_step: int
+    options: TrainOptions,
+    trainer: ContrastiveTrainer,
+    before: float | None,
+    seconds: float,
+    sentences: int,
+    first_step: int,
 ) -> TrainReport:
     score = f"eval_{DEV_KEY}_spearman_cosine"
     history = trainer.state.log_history

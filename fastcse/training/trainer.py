@@ -17,7 +17,7 @@ from sentence_transformers.sentence_transformer.training_args import BatchSample
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
-from fastcse.integrations.sentence_transformers import ContrastiveLoss
+from ..integrations.sentence_transformers import FusedContrastiveLoss
 
 SHOWN = {"loss": "loss", "accuracy": "acc", "positive_similarity": "pos", "negative_similarity": "neg"}
 LOGGED_STEPS = 1000  # at most this many entries in the log of a run
@@ -70,7 +70,7 @@ class EvaluateLastStep(TrainerCallback):
 def make_trainer(
     model: SentenceTransformer,
     dataset: Dataset,
-    loss: ContrastiveLoss,
+    loss: FusedContrastiveLoss,
     *,
     output_dir: str | Path,
     batch_size: int,

@@ -19,7 +19,8 @@ from tqdm.auto import tqdm
 STDLIB = "stdlib"
 PACKAGES = (STDLIB, "torch", "transformers", "numpy", "scipy", "sympy")
 # Test suites and the interpreter's own toys hold docstrings that describe nothing.
-SKIPPED = {"test", "tests", "testing", "_testing", "idlelib", "lib2to3", "turtledemo", "site-packages", "ensurepip", "__pycache__"}
+SKIPPED = {"test", "tests", "testing", "_testing", "idlelib", "lib2to3", "turtledemo", "ensurepip"}
+SKIPPED |= {"site-packages", "__pycache__"}
 # transformers writes many model files out of others, docstrings included.
 GENERATED, GENERATED_WITHIN = b"automatically generated", 2000
 DEFINITIONS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)

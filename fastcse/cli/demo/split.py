@@ -8,7 +8,7 @@ import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 
-from fastcse.cli.demo.docstrings import Pair
+from .docstrings import Pair
 
 HELD_OUT_SHARE = 0.15  # of the pairs of each package, before sampling
 SHINGLE_WORDS = 5
@@ -27,8 +27,8 @@ class Split:
 def split_pairs(pairs: list[Pair], *, held_out: int, seed: int) -> Split:
     """Hold out whole module groups of every package, then sample `held_out` pairs of them.
 
-    A group is a package and the first part of the module's name: `torch.nn`, `scipy.stats`, `stdlib.asyncio`. Groups are
-    taken in the order of a hash of their name and the seed, so the split does not depend on what else is installed.
+    A group is a package and the first part of the module's name: `torch.nn`, `scipy.stats`, `stdlib.asyncio`. Groups
+    are taken in the order of a hash of their name and the seed, so the split does not depend on what else is installed.
     A group with more than half of its package's pairs is always trained on.
     """
     chosen = _held_out_groups(pairs, seed)

@@ -64,12 +64,42 @@ def inverse_norms(x: Tensor) -> Tensor:
     return scale
 
 
-def paired_similarity(rows: Tensor, scale: Tensor, block: Block, index: Tensor) -> Tensor:
-    """(R,) similarity of each row with its own candidate."""
-    out = torch.empty(rows.shape[0], dtype=torch.float32)
-    _C.paired_similarity(
-        rows.data_ptr(), _stride(rows), scale.data_ptr(), block.rows.data_ptr(), _stride(block.rows), block.scale.data_ptr(),
-        index.data_ptr(), *rows.shape, out.data_ptr(), torch.get_num_threads(),
+def _inv_temperature(logits: Logits) -> float:
+    value = logits.inv_temperature_value
+    return float(logits.inv_temperature) if value is None else value
+
+
+def open_rows(
+    rows: Tensor, scale: Tensor, block: Block, index: Tensor, logits: Logits, ceiling: Tensor | float, offset: float
+) -> Tensor:
+    """(3, R): similarity and logit of each row's positive, and shift = max(logit, ceiling) + offset."""
+    n, d = rows.shape
+    out = torch.empty(3, n, dtype=torch.float32)
+    by_row = ceiling.expand(n).contiguous() if isinstance(ceiling, Tensor) else None
+    _C.open_rows(
+        logits.transform, rows.data_ptr(), _stride(rows), scale.data_ptr(), block.rows.data_ptr(), _stride(block.rows),
+        block.scale.data_ptr(), index.data_ptr(), n, d, _address(by_row), 0.0 if by_row is not None else ceiling, offset,
+        _inv_temperature(logits), logits.margin, out.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
+def close_rows(chunk: RowChunk) -> Tensor:
+    """(3, R): loss, the positive's share 1 - p, and 1 / Z."""
+    n = chunk.rows.shape[0]
+    out = torch.empty(3, n, dtype=torch.float32)
+    _C.close_rows(chunk.sum.data_ptr(), chunk.shift.data_ptr(), chunk.logit.data_ptr(), n, out.data_ptr())
+    return out
+
+
+def pull_rows(chunk: RowChunk, block: Block, logits: Logits, share: Tensor, inverse: Tensor | None) -> Tensor:
+    """(3, R): factor of the weights' rows, pull between a row and its positive, part of the gradient of 1 / temperature."""
+    n = chunk.rows.shape[0]
+    out = torch.empty(3, n, dtype=torch.float32)
+    _C.pull_rows(
+        logits.transform, share.data_ptr(), _address(inverse), chunk.similarity.data_ptr(), chunk.f_sum.data_ptr(),
+        chunk.scale.data_ptr(), block.scale.data_ptr(), chunk.positive.data_ptr(), n, _inv_temperature(logits),
+        logits.margin, out.data_ptr(),
     )  # fmt: skip
     return out
 
@@ -86,7 +116,7 @@ def _fields(chunk: RowChunk, block: Block, logits: Logits, columns: Columns | No
         "row_weight": _address(chunk.weight),
         "own": _address(chunk.positive if block.holds_positives else chunk.own if block.own_log_weight else None),
         "own_log_weight": -math.inf if block.holds_positives else block.own_log_weight,
-        "inv_temperature": float(logits.inv_temperature),
+        "inv_temperature": _inv_temperature(logits),
         "margin": logits.margin,
         "store": store,
         "row_sum": _address(chunk.sum),
@@ -184,6 +214,11 @@ def scatter_rows(out: Tensor, rows: Tensor, pull: Tensor, index: Tensor, distinc
     )  # fmt: skip
 
 
+def add_at(out: Tensor, index: Tensor, values: Tensor) -> Tensor:
+    """out_{index_i} += values_i for vectors, in the order of i."""
+    return out.index_add_(0, index, values)
+
+
 def is_open(gate: Tensor) -> bool:
     """Whether work behind `gate` must be launched. Reading it costs nothing on the CPU."""
     return bool(gate)
@@ -201,7 +236,7 @@ def largest_logits(chunk: RowChunk, block: Block, logits: Logits, gate: Tensor) 
             x = f(s, logits.margin) * logits.inv_temperature + block.bias[cols]
             if block.id is not None and chunk.id is not None:
                 x = x.masked_fill(chunk.id[rows, None] == block.id[cols], -torch.inf)
-            own = chunk.positive if block.holds_positives else chunk.own
+            own = chunk.positive if block.holds_positives or chunk.own is None else chunk.own
             at_own = own[rows, None] == torch.arange(start, start + x.shape[1])
             x = torch.where(at_own, -torch.inf if block.holds_positives else x + block.own_log_weight, x)
             by_row[rows] = torch.maximum(by_row[rows], x.amax(1))

@@ -1,0 +1,33 @@
+"""The launchers of the sweep over Triton kernels and the library's matrix product. No nn, no autograd, no choice of backend."""
+
+from .launch import (
+    Workspace,
+    all_pairs,
+    is_open,
+    largest_logits,
+    plan_rows,
+    prepare,
+    sweep,
+)
+from .products import accumulate_transposed, scale_rows, times_candidates
+from .rows import add_at, close_rows, finish_rows, inverse_norms, open_rows, pull_rows, scatter_rows
+
+__all__ = [
+    "Workspace",
+    "accumulate_transposed",
+    "add_at",
+    "all_pairs",
+    "close_rows",
+    "finish_rows",
+    "inverse_norms",
+    "is_open",
+    "largest_logits",
+    "open_rows",
+    "plan_rows",
+    "prepare",
+    "pull_rows",
+    "scale_rows",
+    "scatter_rows",
+    "sweep",
+    "times_candidates",
+]

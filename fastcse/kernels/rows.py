@@ -1,0 +1,192 @@
+"""Row-wise kernels, one program a row and one pass over memory: their limit is bandwidth."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..pairs import SHORTEST_NORM, Block, Logits, RowChunk
+from ..transforms import get
+from .tile import device_fn
+
+
+@triton.jit
+def _load_row(X, row, stride, D, BLOCK_D: tl.constexpr):
+    offs_d = tl.arange(0, BLOCK_D)
+    return tl.load(X + row.to(tl.int64) * stride + offs_d, mask=offs_d < D, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def inverse_norms_kernel(X, SCALE, D, stride, shortest, BLOCK_D: tl.constexpr):
+    """SCALE (N,) <- 1 / |x_i|; 0 for a row shorter than `shortest`."""
+    row = tl.program_id(0)
+    x = _load_row(X, row, stride, D, BLOCK_D)
+    # Entries are measured against the largest one, so that their squares stay in range.
+    top = tl.max(tl.abs(x), 0)
+    safe = tl.where(top > 0, top, 1.0)
+    norm = safe * tl.sqrt(tl.sum((x / safe) * (x / safe), 0))
+    tl.store(SCALE + row, tl.where((top == 0) | (norm < shortest), 0.0, 1.0 / norm))
+
+
+@triton.jit
+def open_rows_kernel(
+    A, C, A_SCALE, C_SCALE, INDEX, SCALARS, CEILING, OUT, N, D, stride_a, stride_c, margin, offset, F_POSITIVE: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """OUT (3, N) <- the positive's similarity, its logit, and max(logit, ceiling) + offset. CEILING (N,)."""
+    row = tl.program_id(0)
+    own = tl.load(INDEX + row)
+    product = _load_row(A, row, stride_a, D, BLOCK_D) * _load_row(C, own, stride_c, D, BLOCK_D)
+    s = tl.sum(product, 0) * tl.load(A_SCALE + row) * tl.load(C_SCALE + own)
+    x = F_POSITIVE(s, margin) * tl.load(SCALARS)
+    ceiling = tl.load(CEILING + row)
+    tl.store(OUT + row, s)
+    tl.store(OUT + N + row, x)
+    tl.store(OUT + 2 * N + row, tl.where(x < ceiling, ceiling, x) + offset)
+
+
+@triton.jit
+def close_rows_kernel(SUM, SHIFT, LOGIT, OUT, N, BLOCK: tl.constexpr):
+    """OUT (3, N) <- loss log(1 + e^t), share 1 / (1 + e^-t) and 1 / Z, with t = log(Zneg) + shift - logit."""
+    offs_n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = offs_n < N
+    total = tl.load(SUM + offs_n, mask=inside, other=1.0)
+    shift = tl.load(SHIFT + offs_n, mask=inside, other=0.0)
+    logit = tl.load(LOGIT + offs_n, mask=inside, other=0.0)
+    t = tl.log(total) + (shift - logit)
+    small = tl.exp(-tl.abs(t))
+    # log1p, which the interpreter lacks: log(u) small / (u - 1) with u = 1 + small takes back what rounding u lost.
+    u = 1.0 + small
+    log1p = tl.where(u == 1.0, small, tl.log(u) * (small / tl.where(u == 1.0, 1.0, u - 1.0)))
+    tl.store(OUT + offs_n, tl.where(t < 0, 0.0, t) + log1p, mask=inside)
+    tl.store(OUT + N + offs_n, tl.where(t > 0, 1.0, small) / (1.0 + small), mask=inside)
+    tl.store(OUT + 2 * N + offs_n, 1.0 / (total + tl.exp(logit - shift)), mask=inside)
+
+
+@triton.jit
+def pull_rows_kernel(
+    SHARE, INVERSE, SIMILARITY, F_SUM, A_SCALE, C_SCALE, INDEX, SCALARS, OUT, N, margin, F_POSITIVE: tl.constexpr,
+    DF_POSITIVE: tl.constexpr, HAS_INVERSE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """OUT (3, N) <- factor of the weights' rows, pull at the positive, part of the gradient of 1 / temperature."""
+    offs_n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = offs_n < N
+    s = tl.load(SIMILARITY + offs_n, mask=inside, other=0.0)
+    share = tl.load(SHARE + offs_n, mask=inside, other=0.0)
+    f_sum = tl.load(F_SUM + offs_n, mask=inside, other=0.0)
+    factor = tl.load(A_SCALE + offs_n, mask=inside, other=0.0) * tl.load(SCALARS)
+    column_scale = tl.load(C_SCALE + tl.load(INDEX + offs_n, mask=inside, other=0), mask=inside, other=0.0)
+    tl.store(OUT + N + offs_n, share * DF_POSITIVE(s, margin) * factor * column_scale, mask=inside)
+    if HAS_INVERSE:
+        inverse = tl.load(INVERSE + offs_n, mask=inside, other=0.0)
+        factor = factor * inverse
+        f_sum = f_sum * inverse
+    tl.store(OUT + offs_n, factor, mask=inside)
+    tl.store(OUT + 2 * N + offs_n, f_sum - share * F_POSITIVE(s, margin), mask=inside)
+
+
+@triton.jit
+def finish_rows_kernel(
+    G, X, C, SCALE, FACTOR, PULL, INDEX, D, stride_x, stride_c, HAS_FACTOR: tl.constexpr, HAS_PULL: tl.constexpr, HAS_SCALE: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """G (N, D) float32 <- factor g - pull c_index, less its part along x."""
+    row = tl.program_id(0)
+    offs_d = tl.arange(0, BLOCK_D)
+    g = _load_row(G, row, D, D, BLOCK_D)
+    if HAS_FACTOR:
+        g = g * tl.load(FACTOR + row)
+    if HAS_PULL:
+        g = g - tl.load(PULL + row) * _load_row(C, tl.load(INDEX + row), stride_c, D, BLOCK_D)
+    if HAS_SCALE:
+        x = _load_row(X, row, stride_x, D, BLOCK_D)
+        scale = tl.load(SCALE + row)
+        g = g - tl.sum(g * x * scale, 0) * scale * x
+    tl.store(G + row.to(tl.int64) * D + offs_d, g, mask=offs_d < D)
+
+
+def _launch(d: int) -> dict:
+    block = triton.next_power_of_2(d)
+    return {"BLOCK_D": block, "num_warps": max(1, min(16, block // 256))}
+
+
+def inverse_norms(x: Tensor) -> Tensor:
+    """(N,) 1 / |x_i|; 0 for a zero row."""
+    n, d = x.shape
+    scale = torch.empty(n, dtype=torch.float32, device=x.device)
+    inverse_norms_kernel[(n,)](x, scale, d, x.stride(0), SHORTEST_NORM, **_launch(d))
+    return scale
+
+
+def open_rows(
+    rows: Tensor, scale: Tensor, block: Block, index: Tensor, logits: Logits, ceiling: Tensor | float, offset: float
+) -> Tensor:
+    """(3, R): similarity and logit of each row's positive, and shift = max(logit, ceiling) + offset."""
+    n, d = rows.shape
+    out = torch.empty(3, n, dtype=torch.float32, device=rows.device)
+    ceiling = ceiling.expand(n).contiguous() if isinstance(ceiling, Tensor) else torch.full_like(out[0], ceiling)
+    c = block.rows
+    open_rows_kernel[(n,)](
+        rows, c, scale, block.scale, index, logits.inv_temperature, ceiling, out, n, d, rows.stride(0), c.stride(0),
+        logits.margin, offset, F_POSITIVE=device_fn(get(logits.transform).f_positive), **_launch(d),
+    )  # fmt: skip
+    return out
+
+
+def close_rows(chunk: RowChunk) -> Tensor:
+    """(3, R): loss, the positive's share 1 - p, and 1 / Z."""
+    n = chunk.rows.shape[0]
+    out = torch.empty(3, n, dtype=torch.float32, device=chunk.rows.device)
+    close_rows_kernel[(triton.cdiv(n, 256),)](chunk.sum, chunk.shift, chunk.logit, out, n, BLOCK=256)
+    return out
+
+
+def pull_rows(chunk: RowChunk, block: Block, logits: Logits, share: Tensor, inverse: Tensor | None) -> Tensor:
+    """(3, R): factor of the weights' rows, pull at the positive, part of the gradient of 1 / temperature."""
+    n, transform = chunk.rows.shape[0], get(logits.transform)
+    out = torch.empty(3, n, dtype=torch.float32, device=chunk.rows.device)
+    pull_rows_kernel[(triton.cdiv(n, 256),)](
+        share, share if inverse is None else inverse, chunk.similarity, chunk.f_sum, chunk.scale, block.scale,
+        chunk.positive, logits.inv_temperature, out, n, logits.margin, F_POSITIVE=device_fn(transform.f_positive),
+        DF_POSITIVE=device_fn(transform.df_positive), HAS_INVERSE=inverse is not None, BLOCK=256,
+    )  # fmt: skip
+    return out
+
+
+def finish_rows(
+    out: Tensor,
+    rows: Tensor,
+    scale: Tensor | None,
+    *,
+    factor: Tensor | None = None,
+    pull: Tensor | None = None,
+    block: Block | None = None,
+    index: Tensor | None = None,
+) -> None:
+    """out_i <- factor_i out_i - pull_i candidate_{index_i}, less its part along rows_i where `scale` is given. One pass, in place."""
+    _finish(out, rows, scale, factor, pull, rows if block is None else block.rows, index)
+
+
+def _finish(out: Tensor, rows: Tensor, scale, factor, pull, candidates: Tensor, index) -> None:
+    n, d = out.shape
+    absent = out
+    finish_rows_kernel[(n,)](
+        out, rows, candidates, absent if scale is None else scale, absent if factor is None else factor, absent if pull is None else pull,
+        absent if index is None else index, d, rows.stride(0), candidates.stride(0), HAS_FACTOR=factor is not None,
+        HAS_PULL=pull is not None, HAS_SCALE=scale is not None, **_launch(d),
+    )  # fmt: skip
+
+
+def scatter_rows(out: Tensor, rows: Tensor, pull: Tensor, index: Tensor, distinct: bool) -> None:
+    """out_{index_i} -= pull_i rows_i, in a fixed order. `distinct` says that index_i = i."""
+    if distinct:
+        return _finish(out[: rows.shape[0]], rows, None, None, pull, rows, index)
+    add_at(out, index, rows.to(torch.float32) * -pull[:, None])
+
+
+def add_at(out: Tensor, index: Tensor, values: Tensor) -> Tensor:
+    """out_{index_i} += values_i for vectors or rows, in an order that does not change."""
+    # On a GPU index_put_ sorts before it adds and index_add_ uses atomics; on the CPU it is index_add_ that keeps the order.
+    return out.index_put_((index,), values, accumulate=True) if out.is_cuda else out.index_add_(0, index, values)

@@ -1,0 +1,53 @@
+"""Addressing, apart from the mathematics: which tile a program has, and its dot products."""
+
+from __future__ import annotations
+
+import functools
+
+import triton
+import triton.language as tl
+
+
+@functools.cache
+def device_fn(fn):
+    """A plain arithmetic function, made callable inside a kernel."""
+    # The interpreter runs plain functions as they are, and refuses jitted ones whose module lacks `tl`.
+    return fn if triton.knobs.runtime.interpret else triton.jit(fn)
+
+
+@triton.jit
+def tile_of(pid, N, M, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, GROUP: tl.constexpr):
+    """(tile_n, tile_m) of a program. GROUP row panels are walked together, column by column, so that both operands are found in L2."""
+    tiles_n, tiles_m = tl.cdiv(N, BLOCK_N), tl.cdiv(M, BLOCK_M)
+    first = pid // (GROUP * tiles_m) * GROUP
+    size = tl.minimum(tiles_n - first, GROUP)
+    within = pid % (GROUP * tiles_m)
+    return first + within % size, within // size
+
+
+@triton.jit
+def dot_tile(
+    A, C, offs_n, offs_m, N, M, D, stride_a, stride_c,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr, RAISE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """(BLOCK_N, BLOCK_M) float32 dot products of rows of A (N, D) and C (M, D).
+
+    Rows past the end repeat the last one: a clamp costs one instruction where a mask would cost one for every load; the caller masks the result.
+    RAISE: operands go to float32 first, for the interpreter, whose bfloat16 dot is wrong.
+    """
+    rows_a = tl.minimum(offs_n, N - 1).to(tl.int64)[:, None] * stride_a
+    rows_c = tl.minimum(offs_m, M - 1).to(tl.int64)[:, None] * stride_c
+    acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    for d in range(0, D, BLOCK_D):
+        offs_d = (d + tl.arange(0, BLOCK_D))[None, :]
+        if EVEN_D:
+            a = tl.load(A + rows_a + offs_d)
+            c = tl.load(C + rows_c + offs_d)
+        else:
+            a = tl.load(A + rows_a + offs_d, mask=offs_d < D, other=0.0)
+            c = tl.load(C + rows_c + offs_d, mask=offs_d < D, other=0.0)
+        if RAISE:
+            a, c = a.to(tl.float32), c.to(tl.float32)
+        acc = tl.dot(a, tl.trans(c), acc, input_precision=PRECISION)
+    return acc

@@ -1,0 +1,131 @@
+"""Alignment and uniformity: published vectors, gradients, and streaming past one chunk."""
+
+import math
+import os
+import subprocess
+import sys
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import fastcse
+
+Z1 = torch.tensor([[3.0, 4, 0], [0, 3, 4], [5, 0, 0]])
+Z2 = torch.tensor([[4.0, 3, 0], [0, 4, 3], [4, 0, -3]])
+
+
+def unit(z):
+    return z / np.linalg.norm(z, axis=1, keepdims=True)
+
+
+def uniformity_oracle(rows, t=2.0):
+    """Value and gradient in numpy float64, from the full matrix."""
+    u = unit(rows)
+    n, length = len(u), np.linalg.norm(rows, axis=1, keepdims=True)
+    e = np.exp(-t * ((u[:, None] - u[None]) ** 2).sum(2))
+    np.fill_diagonal(e, 0)
+    du = 2 * 2 * t * (e @ u) / e.sum()   # d/du of -t |u_a - u_b|^2 is 2 t u_b up to the part along u_a
+    return math.log(e.sum() / (n * (n - 1))), (du - (du * u).sum(1, keepdims=True) * u) / length
+
+
+def test_the_published_vectors(device):
+    assert math.isclose(float(fastcse.alignment(Z1.to(device), Z2.to(device))), 0.1866666667, rel_tol=1e-6)
+    both = torch.cat([Z1, Z2]).to(device)
+    assert math.isclose(float(fastcse.uniformity(both)), -1.3797958212, rel_tol=1e-6)
+
+
+def test_uniformity_by_hand_over_distinct_pairs(device):
+    rows = torch.randn(6, 3)
+    u = torch.nn.functional.normalize(rows.double(), dim=1).tolist()
+    for t in (2.0, 0.5, 3):
+        pairs = [math.exp(-t * sum((p - q) ** 2 for p, q in zip(a, b))) for a, b in combinations(u, 2)]
+        expected = math.log(sum(pairs) / len(pairs))
+        assert math.isclose(float(fastcse.uniformity(rows.to(device), t)), expected, rel_tol=1e-5, abs_tol=1e-6)
+        assert math.isclose(float(fastcse.uniformity(rows.to(device), t=t)), expected, rel_tol=1e-5, abs_tol=1e-6)
+
+
+def test_the_gradient_of_alignment_by_hand(device):
+    leaves = [z.to(device).requires_grad_() for z in (torch.randn(7, 4), torch.randn(7, 4))]
+    fastcse.alignment(*leaves).backward()
+    for leaf, other in (leaves, leaves[::-1]):
+        z, v = leaf.detach().cpu().double().numpy(), unit(other.detach().cpu().double().numpy())
+        u = unit(z)
+        expected = -2 * (v - (u * v).sum(1, keepdims=True) * u) / np.linalg.norm(z, axis=1, keepdims=True) / 7
+        np.testing.assert_allclose(leaf.grad.cpu().numpy(), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [2, 3, 17, 1000])
+@pytest.mark.parametrize("t", [2.0, 0.7])
+def test_uniformity_and_its_gradient(device, count, t):
+    rows = (torch.randn(count, 5) + 1).to(device).requires_grad_()
+    value = fastcse.uniformity(rows, t)
+    (3 * value).backward()
+    expected, gradient = uniformity_oracle(rows.detach().cpu().double().numpy(), t)
+    assert math.isclose(float(value), expected, rel_tol=1e-5, abs_tol=1e-6)
+    np.testing.assert_allclose(rows.grad.cpu().numpy(), 3 * gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_gradcheck():
+    leaves = [torch.randn(6, 4, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    assert torch.autograd.gradcheck(fastcse.alignment, leaves)
+    assert torch.autograd.gradcheck(fastcse.uniformity, leaves[:1])
+    assert torch.autograd.gradcheck(lambda rows: fastcse.uniformity(rows, t=0.7), leaves[:1])
+
+
+@pytest.mark.parametrize("function", ["alignment", "uniformity"])
+def test_the_lengths_of_rows_do_not_matter(device, function):
+    rows = [torch.randn(9, 4, device=device) for _ in range(1 + (function == "alignment"))]
+    stretch = torch.rand(9, 1, device=device) * 10 + 0.1
+    one = getattr(fastcse, function)(*rows)
+    two = getattr(fastcse, function)(*(stretch * z for z in rows))
+    torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(device, dtype):
+    rows = (torch.randn(300, 16) + 1).to(dtype)
+    expected, _ = uniformity_oracle(rows.double().numpy())
+    value = fastcse.uniformity(rows.to(device))
+    assert value.dtype == torch.float32
+    assert math.isclose(float(value), expected, rel_tol=1e-4)
+    close = rows + 0.05 * torch.randn(300, 16).to(dtype)
+    exact = np.mean(((unit(rows.double().numpy()) - unit(close.double().numpy())) ** 2).sum(1))
+    assert math.isclose(float(fastcse.alignment(rows.to(device), close.to(device))), exact, rel_tol=1e-3)
+
+
+def test_zero_rows_stay_finite(device):
+    rows = torch.randn(5, 3, device=device)
+    rows[2] = 0
+    rows.requires_grad_()
+    (fastcse.uniformity(rows) + fastcse.alignment(rows, rows.detach().roll(1, 0))).backward()
+    assert rows.grad.isfinite().all()
+    assert (rows.grad[2] == 0).all()
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match=r"(?s)4.*17|17.*4"):
+        fastcse.alignment(torch.randn(3, 4), torch.randn(3, 17))
+    with pytest.raises(ValueError, match=r"(?s)13.*19|19.*13"):
+        fastcse.alignment(torch.randn(13, 4), torch.randn(19, 4))
+    with pytest.raises(ValueError, match="1"):
+        fastcse.uniformity(torch.randn(1, 4))
+
+
+def test_memory_stays_far_below_one_matrix():
+    # 9000 rows: one float32 matrix is 309 MiB. The peak is measured in a process of its own.
+    code = """
+import resource, torch, fastcse
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+small, rows = (torch.randn(n, 8, requires_grad=True) for n in (64, 9000))
+fastcse.uniformity(small).backward()
+before = peak()
+fastcse.uniformity(rows).backward()
+print(peak() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=dict(os.environ), capture_output=True, text=True,
+                          cwd=Path(fastcse.__file__).parent.parent)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 150, f"peak grew by {done.stdout} MiB"
