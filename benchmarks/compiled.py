@@ -1,4 +1,5 @@
-"""Compiles every Triton kernel for GPUs that need not be there, and says what the code costs: registers, spills, shared memory, tensor-core instructions.
+"""Compiles every Triton kernel for GPUs that need not be there, and says what the code costs: registers, spills,
+shared memory, tensor-core instructions.
 
     python -m benchmarks.compiled [--arch 90] [--output benchmarks/results/compiled.csv]
 
@@ -73,23 +74,47 @@ def _pointer(dtype: torch.dtype) -> str:
 def cases(dtype: torch.dtype) -> Iterator[Case]:
     """Every kernel in the forms that the launchers ask for."""
     operand, weight = _pointer(dtype), "*fp32" if dtype == torch.float32 else "*bf16"
-    pair = {"A": operand, "C": operand, "E": weight, "OWN": "*i64", "ROW_ID": "*i64", "COL_ID": "*i64", "STATS_I": "*i32"}
+    pair = {
+        "A": operand,
+        "C": operand,
+        "E": weight,
+        "OWN": "*i64",
+        "ROW_ID": "*i64",
+        "COL_ID": "*i64",
+        "STATS_I": "*i32",
+    }
     config = configs.SINGLE if dtype == torch.float32 else configs.HALF
     tile = {
-        "BLOCK_N": config.block_n, "BLOCK_M": config.block_m, "BLOCK_D": config.block_d, "GROUP": config.group, "EVEN_D": True,
+        "BLOCK_N": config.block_n, "BLOCK_M": config.block_m, "BLOCK_D": config.block_d, "GROUP": config.group,
+        "EVEN_D": True,
         "RAISE": False, "PRECISION": "tf32",
     }  # fmt: skip
     f = {"F": device_fn(FOCAL.f), "DF": device_fn(FOCAL.df)}
     plain = {"IDS": False, "LEAVE_OWN_OUT": True, "OWN_WEIGHT": False}
     outputs = {"STORE": True, "F_SUM": False, "STATS": False}
     forms = {
-        "gradients": {}, "sums": {"STORE": False}, "statistics": {"STATS": True}, "ids": {"IDS": True}, "learned temperature": {"F_SUM": True},
+        "gradients": {}, "sums": {"STORE": False}, "statistics": {"STATS": True}, "ids": {"IDS": True},
+        "learned temperature": {"F_SUM": True},
         "weighted block": {"LEAVE_OWN_OUT": False, "OWN_WEIGHT": True},
     }  # fmt: skip
     for form, flags in forms.items():
-        yield Case("sweep", form, dtype, pairwise.sweep_kernel, {**tile, **f, **plain, **outputs, "GATED": False, **flags}, pair)
+        yield Case(
+            "sweep",
+            form,
+            dtype,
+            pairwise.sweep_kernel,
+            {**tile, **f, **plain, **outputs, "GATED": False, **flags},
+            pair,
+        )
     for form, store in (("sums", False), ("gradients", True)):
-        yield Case("symmetric", form, dtype, pairwise.symmetric_kernel, {**tile, **f, **outputs, "IDS": False, "STORE": store}, pair)
+        yield Case(
+            "symmetric",
+            form,
+            dtype,
+            pairwise.symmetric_kernel,
+            {**tile, **f, **outputs, "IDS": False, "STORE": store},
+            pair,
+        )
     yield Case("largest", "", dtype, pairwise.largest_kernel, {**tile, "F": f["F"], **plain}, pair)
     yield Case("similarity", "", dtype, pairwise.similarity_kernel, tile, pair)
     row = {"X": operand, "A": operand, "C": operand, "INDEX": "*i64"}
@@ -103,7 +128,15 @@ def cases(dtype: torch.dtype) -> Iterator[Case]:
     yield Case("finish_rows", "", dtype, rows.finish_rows_kernel, finish, row)
 
 
-INTEGERS = {"N": "i32", "M": "i32", "D": "i32", "margin": "fp32", "own_log_weight": "fp32", "shortest": "fp32", "offset": "fp32"}
+INTEGERS = {
+    "N": "i32",
+    "M": "i32",
+    "D": "i32",
+    "margin": "fp32",
+    "own_log_weight": "fp32",
+    "shortest": "fp32",
+    "offset": "fp32",
+}
 
 
 def compile_case(case: Case, arch: int) -> Compiled:
@@ -116,8 +149,11 @@ def compile_case(case: Case, arch: int) -> Compiled:
             signature[name] = "i32"
         else:
             signature[name] = INTEGERS.get(name) or case.pointers.get(name, "*fp32")
-    # Pointers and the sizes of embeddings are multiples of 16 in practice; the launcher's own specialisation finds the same.
-    aligned = [name for name in signature if signature[name].startswith("*") or name.startswith("stride") or name == "D"]
+    # Pointers and the sizes of embeddings are multiples of 16 in practice; the launcher's own specialisation finds
+    # the same.
+    aligned = [
+        name for name in signature if signature[name].startswith("*") or name.startswith("stride") or name == "D"
+    ]
     attributes = {(case.kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned}
     config = configs.SINGLE if case.dtype == torch.float32 else configs.HALF
     pairwise = "BLOCK_N" in case.constants
@@ -133,13 +169,16 @@ def compile_case(case: Case, arch: int) -> Compiled:
     tile = f"{config.block_n}x{config.block_m}x{config.block_d}" if pairwise else "row"
     ptx = binary.asm["ptx"]
     return Compiled(
-        case.name, case.form, TYPES[case.dtype], arch, tile, options["num_warps"], options["num_stages"], registers, spills, shared,
+        case.name, case.form, TYPES[case.dtype], arch, tile, options["num_warps"], options["num_stages"], registers,
+        spills, shared,
         min(by_registers, by_shared, 2048 // threads), "wgmma.mma_async" in ptx, "cp.async.bulk" in ptx,
     )  # fmt: skip
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:
-    """(registers, spilled bytes) of a thread, from cuobjdump: the stack of a kernel without local arrays is what was spilled."""
+    """(registers, spilled bytes) of a thread, from cuobjdump: the stack of a kernel without local arrays is what was
+    spilled.
+    """
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -151,10 +190,15 @@ def _resources(cubin: bytes) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def report(architectures: tuple[int, ...], types: tuple[torch.dtype, ...], show_progress: bool = True) -> list[Compiled]:
+def report(
+    architectures: tuple[int, ...], types: tuple[torch.dtype, ...], show_progress: bool = True
+) -> list[Compiled]:
     """Every case for every architecture."""
     work = [(case, arch) for dtype in types for case in cases(dtype) for arch in architectures]
-    return [compile_case(*item) for item in track(work, "compiling", console=Console(stderr=True), disable=not show_progress)]
+    return [
+        compile_case(*item)
+        for item in track(work, "compiling", console=Console(stderr=True), disable=not show_progress)
+    ]
 
 
 def main() -> int:
@@ -164,7 +208,10 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="write the table here as CSV")
     arguments = parser.parse_args()
     if triton.knobs.runtime.interpret:
-        print("benchmarks.compiled: TRITON_INTERPRET is set, and the interpreter compiles nothing; unset it", file=sys.stderr)
+        print(
+            "benchmarks.compiled: TRITON_INTERPRET is set, and the interpreter compiles nothing; unset it",
+            file=sys.stderr,
+        )
         return 2
     types = tuple(dtype for dtype, name in TYPES.items() if name in arguments.dtype)
     lines = report(tuple(arguments.arch), types)

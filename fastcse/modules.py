@@ -14,12 +14,14 @@ from .ops import checks
 
 
 class ContrastiveLoss(nn.Module):
-    """Base of the softmax losses: keeps `options` for `loss_fn`, and the temperature, as a float or as a parameter in log space.
+    """Base of the softmax losses: keeps `options` for `loss_fn`, and the temperature, as a float or as a parameter in
+    log space.
 
     Args:
         loss_fn:               the function behind the module.
         temperature:           > 0, the value or the start of the learned one.
-        learnable_temperature: keep it as the parameter `log_temperature`; it is saved in the state_dict and receives a gradient.
+        learnable_temperature: keep it as the parameter `log_temperature`; it is saved in the state_dict and receives
+                               a gradient.
         stats:                 fill `.stats` at each call.
         options:               keyword arguments of `loss_fn`.
     """
@@ -87,7 +89,8 @@ class InfoNCELoss(ContrastiveLoss):
         backend: str | None = None,
     ):
         super().__init__(
-            infonce_loss, temperature=temperature, learnable_temperature=learnable_temperature, stats=stats, symmetric=symmetric,
+            infonce_loss, temperature=temperature, learnable_temperature=learnable_temperature, stats=stats,
+            symmetric=symmetric,
             normalize=normalize, reduction=reduction, max_workspace_bytes=max_workspace_bytes, backend=backend,
         )  # fmt: skip
 
@@ -115,7 +118,8 @@ class FocalInfoNCELoss(ContrastiveLoss):
         backend: str | None = None,
     ):
         super().__init__(
-            focal_infonce_loss, temperature=temperature, learnable_temperature=learnable_temperature, stats=stats, margin=margin,
+            focal_infonce_loss, temperature=temperature, learnable_temperature=learnable_temperature, stats=stats,
+            margin=margin,
             detach_modulation=detach_modulation, symmetric=symmetric, normalize=normalize, reduction=reduction,
             max_workspace_bytes=max_workspace_bytes, backend=backend,
         )  # fmt: skip

@@ -17,8 +17,8 @@ class Block:
     """Candidates that anchors are compared with.
 
     `rows` (M, D); `scale` (M,) float32, 1 / norm or 1; `bias` (M,) float32, the log-weight of each column, zeros unless
-    `weighted`; `id` (M,) int64 or None. The block of the positives (`holds_positives`) leaves each anchor's positive out;
-    another block adds `own_log_weight` at the column that has the anchor's own number.
+    `weighted`; `id` (M,) int64 or None. The block of the positives (`holds_positives`) leaves each anchor's positive
+    out; another block adds `own_log_weight` at the column that has the anchor's own number.
     """
 
     rows: Tensor

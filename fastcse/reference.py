@@ -28,9 +28,13 @@ def similarity(anchor: Tensor, candidate: Tensor, normalize: bool = True) -> Ten
 
 
 def log_ratio_loss(x: Tensor, keep: Tensor, x_positive: Tensor) -> Tensor:
-    """log(1 + sum_j exp(x_ij - x_ip)) over the kept negatives: logsumexp minus the positive logit, with its digits kept when it is small."""
+    """log(1 + sum_j exp(x_ij - x_ip)) over the kept negatives: logsumexp minus the positive logit, with its digits
+    kept when it is small.
+    """
     none = ~keep.any(1)
-    x = x.masked_fill(~keep, -torch.inf).masked_fill(none[:, None], 0.0)  # an empty row must not reach logsumexp: its gradient is NaN
+    x = x.masked_fill(~keep, -torch.inf).masked_fill(
+        none[:, None], 0.0
+    )  # an empty row must not reach logsumexp: its gradient is NaN
     loss = torch.logaddexp(x.logsumexp(1) - x_positive, torch.zeros_like(x_positive))
     return loss.masked_fill(none, 0.0)
 
@@ -62,7 +66,9 @@ def loss_rows(
     normalize: bool,
     symmetric: bool,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Per-row loss (N,) and the by-products. `blocks[0]` holds the positives; block.rows and block.log_weight may require grad."""
+    """Per-row loss (N,) and the by-products. `blocks[0]` holds the positives; block.rows and block.log_weight may
+    require grad.
+    """
     f, f_positive = transform.differentiable()
     n = anchor.shape[0]
     s = [similarity(anchor, block.rows, normalize) for block in blocks]  # (N, M_b)

@@ -1,7 +1,8 @@
 """Logit transforms: what is computed for a pair, apart from how pairs are visited.
 
-A transform turns a similarity s into a logit, x = f(s) / temperature, with its derivative df. Functions of scalars, written with arithmetic only, so that
-the same source runs on a float, on a tensor and inside a Triton tile. The C++ twin of `name` is `csrc/fastcse/transforms/<name>.hpp`.
+A transform turns a similarity s into a logit, x = f(s) / temperature, with its derivative df. Functions of scalars,
+written with arithmetic only, so that the same source runs on a float, on a tensor and inside a Triton tile. The C++
+twin of `name` is `csrc/fastcse/transforms/<name>.hpp`.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ class LogitTransform:
         name:        key of the registry, and file name of the C++ twin.
         f, df:       (s, margin) -> value and derivative for a negative; no temperature in it.
         f_positive, df_positive: the same for the positive.
-        bounds:      (s_max, margin) -> (low, high) of f and f_positive on [-s_max, s_max]; `low` may be too low, `high` too high.
-        autograd_f, autograd_f_positive: what the reference differentiates, where df is deliberately not the derivative of f.
+        bounds:      (s_max, margin) -> (low, high) of f and f_positive on [-s_max, s_max]; `low` may be too low,
+                     `high` too high.
+        autograd_f, autograd_f_positive: what the reference differentiates, where df is deliberately not the
+                                         derivative of f.
         source:      where the formula stands.
     """
 
@@ -44,7 +47,8 @@ _registry: dict[str, LogitTransform] = {}
 def register(transform: LogitTransform) -> LogitTransform:
     """Adds a transform; a loss in `losses/` does this once, at import."""
     if _registry.get(transform.name, transform) != transform:
-        raise ValueError(f"a transform named {transform.name!r} is registered already, from {_registry[transform.name].source}")
+        taken = _registry[transform.name].source
+        raise ValueError(f"a transform named {transform.name!r} is registered already, from {taken}")
     _registry[transform.name] = transform
     return transform
 

@@ -54,7 +54,7 @@ class Outcome:
     dextras: tuple = ()
     dtemperature: object = None
     stats: object = None
-    unprojected: tuple = ()   # largest |dL/du| / |z| of each gradient, before the projection that may cancel it
+    terms: tuple = ()   # of each gradient, the largest sum of absolute terms that its elements are sums of
 
 
 # ---------------------------------------------------------------- truth
@@ -70,10 +70,16 @@ def unit(z):
 
 
 def unit_backward(du, z):
-    """Gradient by z of a function of unit(z), and the largest |du| / |z|; a zero row has none."""
+    """Gradient by z of a function of unit(z); a zero row has none."""
     u, length = unit(z)
     du = np.where(length == 0, 0, du / np.where(length == 0, 1, length))
-    return du - (du * u).sum(1, keepdims=True) * u, np.abs(du).max()
+    return du - (du * u).sum(1, keepdims=True) * u
+
+
+def largest_terms(ds, v, z, normalize):
+    """Largest |ds| |v|, over |z| where rows are normalised: what rounding in float32 is relative to."""
+    length = unit(z)[1] if normalize else np.ones((len(z), 1))
+    return (np.abs(ds) @ np.abs(v) / np.where(length == 0, 1, length)).max()
 
 
 def maps(case):
@@ -85,11 +91,11 @@ def maps(case):
             lambda s: s * (s + m) / t, lambda s: (share * s + m) / t)
 
 
-def softmax_row(s, own, keep, bias, case):
-    """One row of similarities with its positive at `own`: loss, dloss/ds, dloss/dtemperature, lse."""
+def softmax_row(s, own, pos, keep, bias, case):
+    """One softmax over similarities `s` with its positive at `own`: loss, dloss/ds, dloss/dtemperature, lse.
+    `pos` marks the pairs that enter with the positive logit."""
     f_pos, df_pos, f, df = maps(case)
-    phi, slope = f(s), df(s)
-    phi[own], slope[own] = f_pos(s[own]), df_pos(s[own])
+    phi, slope = np.where(pos, f_pos(s), f(s)), np.where(pos, df_pos(s), df(s))
     x = np.where(keep, phi + bias, -np.inf)
     rest = np.delete(x, own)
     top = x.max()
@@ -117,6 +123,17 @@ def row_keep(case, i):
     return own, np.concatenate(keep), np.concatenate(bias)
 
 
+def column_keep(case, i):
+    """The column direction of anchor i: which anchors its positive sees, and which of those pairs are positives.
+
+    A pair has one logit and one mask in both directions: the positive pair of any anchor is never left out."""
+    columns = case.columns().numpy()
+    pos = columns == columns[i]
+    if case.anchor_id is None or case.candidate_id is None:
+        return np.ones(len(columns), bool), pos
+    return (to64(case.anchor_id) != float(case.candidate_id[columns[i]])) | pos, pos
+
+
 def oracle(case, upstream=None):
     """Rows and gradients of sum(upstream * rows) in float64; `upstream` None is the mean's 1/N."""
     raw = [to64(z) for z in (case.anchor, case.candidate, *(e.rows for e in case.extras))]
@@ -128,59 +145,57 @@ def oracle(case, upstream=None):
     share = 0.5 if case.symmetric else 1.0
     for i in range(n):
         own, keep, bias = row_keep(case, i)
-        loss, g, dt, lse[i] = softmax_row(s[i].copy(), own, keep, bias, case)
+        loss, g, dt, lse[i] = softmax_row(s[i], own, np.arange(len(v)) == own, keep, bias, case)
         rows[i] += share * loss
         ds[i] += share * weight[i] * g
         dtemperature += share * weight[i] * dt
         if case.symmetric:
-            keep = np.ones(n, bool) if case.anchor_id is None or case.candidate_id is None else \
-                to64(case.anchor_id) != float(case.candidate_id[own])
-            keep[i] = True
-            loss, g, dt, _ = softmax_row(s[:, own].copy(), i, keep, np.zeros(n), case)
+            keep, pos = column_keep(case, i)
+            loss, g, dt, _ = softmax_row(s[:, own], i, pos, keep, np.zeros(n), case)
             rows[i] += share * loss
             ds[:, own] += share * weight[i] * g
             dtemperature += share * weight[i] * dt
-    du, dv = ds @ v, ds.T @ u
-    parts = [du, *np.split(dv, np.cumsum([len(b) for b in blocks])[:-1])]
-    grads, size = zip(*(unit_backward(g, z) if case.normalize else (g, 0.0) for g, z in zip(parts, raw)))
-    return Outcome(rows, grads[0], grads[1], grads[2:], dtemperature, lse, size)
+    edges = np.cumsum([len(b) for b in blocks])[:-1]
+    parts = [(ds, v), *((part.T, u) for part in np.split(ds, edges, axis=1))]       # gradient of each is ds @ v
+    grads = [unit_backward(g @ w, z) if case.normalize else g @ w for (g, w), z in zip(parts, raw)]
+    terms = tuple(largest_terms(g, w, z, case.normalize) for (g, w), z in zip(parts, raw))
+    return Outcome(rows, grads[0], grads[1], tuple(grads[2:]), dtemperature, lse, terms)
 
 
 # ---------------------------------------------------------------- yardstick
 
-def eager_rows(case, anchor, candidate, extras, temperature):
-    """(N,) losses as plain torch writes them, in the inputs' dtype."""
+def masks(case):
+    """(N, M + extras) keep and log-weights of the rows, (N, N) keep of the column direction."""
+    keep, bias = zip(*(row_keep(case, i)[1:] for i in range(len(case.anchor))))
+    by_column = [column_keep(case, i)[0] for i in range(len(case.anchor))] if case.symmetric else [[]]
+    return [torch.as_tensor(np.stack(part)).to(case.anchor.device) for part in (keep, bias, by_column)]
+
+
+def eager_rows(case, anchor, candidate, extras, scale, seen=None):
+    """(N,) losses as plain torch writes them, in the inputs' dtype; `scale` divides or multiplies the logits."""
+    keep, bias, by_column = seen or masks(case)
+    columns = case.columns().to(anchor.device)
     rows = [F.normalize(z, dim=1) if case.normalize else z for z in (anchor, candidate, *extras)]
-    device, n, columns = anchor.device, len(anchor), case.columns().to(anchor.device)
-    weights = [torch.as_tensor(row_keep(case, i)[2], dtype=anchor.dtype) for i in range(n)]
-    keep = torch.stack([torch.as_tensor(row_keep(case, i)[1]) for i in range(n)]).to(device)
     s = rows[0] @ torch.cat(rows[1:]).T                                      # (N, M + extras)
-    x = eager_logits(case, s, F.one_hot(columns, s.shape[1]).bool(), temperature)
-    x = (x + torch.stack(weights).to(device)).masked_fill(~keep, -torch.inf)
-    loss = F.cross_entropy(x, columns, reduction="none")
+    if case.focal:
+        weight = torch.where(F.one_hot(columns, s.shape[1]).bool(), s, s + case.margin)
+        s = s * (weight.detach() if case.detach else weight)
+    x = scale(s)
+    loss = F.cross_entropy((x + bias.to(x.dtype)).masked_fill(~keep, -torch.inf), columns, reduction="none")
     if not case.symmetric:
         return loss
-    own = torch.eye(n, dtype=torch.bool, device=device)
-    x = eager_logits(case, s[:, columns].T, own, temperature)                # (N, N): candidate p_i against anchor k
-    if case.anchor_id is not None and case.candidate_id is not None:
-        x = x.masked_fill((case.candidate_id[columns][:, None] == case.anchor_id[None, :]) & ~own, -torch.inf)
-    return (loss + F.cross_entropy(x, torch.arange(n, device=device), reduction="none")) / 2
+    x = x.T[columns].masked_fill(~by_column, -torch.inf)                     # (N, N): candidate p_i against anchor k
+    return (loss + F.cross_entropy(x, torch.arange(len(x), device=x.device), reduction="none")) / 2
 
 
-def eager_logits(case, s, pos, temperature):
-    if not case.focal:
-        return s / temperature
-    weight = torch.where(pos, s, s + case.margin)
-    return s * (weight.detach() if case.detach else weight) / temperature
-
-
-def eager(case, upstream=None, dtype=None):
+def eager(case, upstream=None, dtype=None, multiply=False, seen=None):
     """The yardstick's rows and gradients, in `dtype` (the inputs' when None)."""
     dtype = dtype or case.anchor.dtype
     leaves = [z.detach().to(dtype).requires_grad_() for z in (case.anchor, case.candidate, *(e.rows for e in case.extras))]
     temperature = torch.tensor(case.temperature, dtype=dtype if dtype == torch.float64 else torch.float32,
                                device=case.anchor.device, requires_grad=True)
-    rows = eager_rows(case, leaves[0], leaves[1], leaves[2:], temperature)
+    scale = (lambda s: s * (1 / temperature)) if multiply else (lambda s: s / temperature)
+    rows = eager_rows(case, leaves[0], leaves[1], leaves[2:], scale, seen)
     total = rows.mean() if upstream is None else (rows * upstream.to(rows.dtype)).sum()
     grads = torch.autograd.grad(total, [*leaves, temperature])
     return Outcome(rows.detach(), grads[0], grads[1], grads[2:-1], grads[-1])
@@ -192,13 +207,15 @@ def shuffled(case, order):
     return replace(case, anchor=case.anchor[:, order], candidate=case.candidate[:, order], extras=extras)
 
 
-def yardsticks(case, upstream=None, draws=4):
-    """`eager` under several orders of the features, so that one lucky rounding does not set the bar."""
-    width = case.anchor.shape[1]
+def yardsticks(case, upstream=None, draws=8):
+    """`eager` under several orders of the features, dividing by the temperature or multiplying by its inverse as
+    published code does either, so that one lucky rounding does not set the bar."""
+    width, seen = case.anchor.shape[1], masks(case)
     for draw in range(draws):
-        order = torch.arange(width) if draw == 0 else \
+        order = torch.arange(width) if draw < 2 else \
             torch.randperm(width, generator=torch.Generator().manual_seed(draw))
-        out, back = eager(shuffled(case, order), upstream), order.argsort()
+        out = eager(shuffled(case, order), upstream, multiply=draw % 2 == 1, seen=seen)
+        back = order.argsort()
         yield Outcome(out.loss, out.danchor[:, back], out.dcandidate[:, back],
                       tuple(g[:, back] for g in out.dextras), out.dtemperature)
 
@@ -206,9 +223,9 @@ def yardsticks(case, upstream=None, draws=4):
 # ---------------------------------------------------------------- the rule
 
 def ulp(dtype, magnitude):
-    """Distance of neighbouring numbers of `dtype` at `magnitude`."""
+    """Distance of neighbouring numbers of `dtype` at `magnitude`; what is below float32's normal numbers is nothing."""
     info = torch.finfo(dtype)
-    return max(info.eps * 2.0 ** np.floor(np.log2(max(float(magnitude), info.tiny))), info.eps * info.tiny)
+    return max(info.eps * 2.0 ** np.floor(np.log2(max(float(magnitude), info.tiny))), torch.finfo(torch.float32).tiny)
 
 
 def miss(got, exact):
@@ -219,11 +236,12 @@ def miss(got, exact):
     return 0.0 if difference.size == 0 else float(np.where(np.isfinite(difference), difference, np.inf).max())
 
 
-def assert_within(got, exact, sticks, name, unprojected=0.0, slack=2.0):
-    """|got - exact| <= slack * (what plain torch misses) + 2 ulp of got's dtype (+ 2 float32 ulp of what cancels)."""
+def assert_within(got, exact, sticks, name, terms=0.0, slack=2.0):
+    """|got - exact| <= slack * (what plain torch misses) + 2 ulp of got's dtype + 2 float32 ulp of the terms that an
+    element is a sum of, so that an exact cancellation in the yardstick asks for no exact cancellation here."""
     yard = max(miss(stick, exact) for stick in sticks)
     assert np.isfinite(yard), f"{name}: the yardstick itself is not finite"
-    allowed = slack * yard + 2 * ulp(got.dtype, np.abs(exact).max()) + 2 * ulp(torch.float32, unprojected)
+    allowed = slack * yard + 2 * ulp(got.dtype, np.abs(exact).max()) + 2 * ulp(torch.float32, terms)
     error = miss(got, exact)
     assert error <= allowed, f"{name}: error {error:.3e} > allowed {allowed:.3e} (plain torch misses {yard:.3e})"
 
@@ -233,13 +251,13 @@ def assert_rule(case, got, upstream=None, reduction="none"):
     exact, sticks = oracle(case, upstream), list(yardsticks(case, upstream))
     reduce = {"none": lambda r: r, "mean": lambda r: r.mean(), "sum": lambda r: r.sum()}[reduction]
     assert got.loss.dtype == (torch.float64 if case.anchor.dtype == torch.float64 else torch.float32)
-    assert_within(got.loss, reduce(exact.loss), [reduce(s.loss.double()) for s in sticks], "loss")
-    assert_within(got.danchor, exact.danchor, [s.danchor for s in sticks], "danchor", exact.unprojected[0])
-    assert_within(got.dcandidate, exact.dcandidate, [s.dcandidate for s in sticks], "dcandidate", exact.unprojected[1])
+    assert_within(got.loss, reduce(exact.loss), [reduce(s.loss) for s in sticks], "loss")
+    assert_within(got.danchor, exact.danchor, [s.danchor for s in sticks], "danchor", exact.terms[0])
+    assert_within(got.dcandidate, exact.dcandidate, [s.dcandidate for s in sticks], "dcandidate", exact.terms[1])
     for k, extra in enumerate(case.extras):
         if extra.grad:
             assert_within(got.dextras[k], exact.dextras[k], [s.dextras[k] for s in sticks], f"dextras[{k}]",
-                          exact.unprojected[k + 2])
+                          exact.terms[k + 2])
         else:
             assert got.dextras[k] is None, f"extras[{k}] asked for no gradient and got one"
     if got.dtemperature is not None:

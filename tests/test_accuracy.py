@@ -122,4 +122,4 @@ def test_similarity(forced, device, dtype, normalize, shape):
     got = answers(lambda a, c: forced(fastcse.similarity, a, c, normalize=normalize), lambda z: z.to(device))
     exact, stick = answers(eager, torch.Tensor.double), answers(eager, lambda z: z)
     for name, one, truth, yard in zip(("similarity", "danchor", "dcandidate"), got, exact, stick):
-        assert_within(one, to64(truth), [yard], name, unprojected=float(weight.abs().sum()) / 4)
+        assert_within(one, to64(truth), [yard], name, terms=float(weight.abs().sum()) / 4)

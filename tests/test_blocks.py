@@ -245,7 +245,7 @@ def test_the_eager_yardstick_is_the_oracle_in_float64():
     for loss in FOCAL:
         case = case_of(loss, "anywhere", "many", ids=True, symmetric=True)
         leaves = [z.double() for z in (case.anchor, case.candidate, *(e.rows for e in case.extras))]
-        got = eager_rows(case, leaves[0], leaves[1], leaves[2:], case.temperature)
+        got = eager_rows(case, leaves[0], leaves[1], leaves[2:], lambda s, t=case.temperature: s / t)
         np.testing.assert_allclose(to64(got), oracle(case).loss, rtol=1e-10)
 
 

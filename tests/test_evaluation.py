@@ -13,7 +13,8 @@ from tiny_encoder import sentences, write_tiny_encoder
 from fastcse.evaluation.encoding import encode_distinct
 from fastcse.evaluation.files import InputError, read_lines
 from fastcse.evaluation.retrieval import evaluate_retrieval
-from fastcse.evaluation.sts import StsSet, evaluate_sts, find_sts, read_sts
+from fastcse.evaluation.spearman import evaluate_sts
+from fastcse.evaluation.sts import StsSet, find_sts, read_sts
 from fastcse.training.encoders import load_encoder
 
 STS_DEV = Path(__file__).parents[2] / "shared" / "data" / "stsb" / "stsb.dev.tsv.gz"

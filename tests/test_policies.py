@@ -466,7 +466,7 @@ def test_backward_twice_gives_the_same_gradient_twice(forced, device, focal, red
     third = torch.autograd.grad(loss, wanted)
     for a, b, c in zip(first, second, third):
         assert torch.equal(a, b)
-        torch.testing.assert_close(a, 3 * c, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(a, 3 * c, rtol=1e-5, atol=1e-6 * float(a.abs().max()))
 
 
 @every_loss

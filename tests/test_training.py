@@ -353,10 +353,10 @@ def test_only_stsb_dev_is_opened(options, sts_dir, tmp_path, monkeypatch):
 def test_no_dev_file_or_two_is_one_sentence(options, sts_dir, tmp_path):
     (tmp_path / "sts" / "more").mkdir()
     shutil.copy(tmp_path / "sts" / "stsb.dev.tsv", tmp_path / "sts" / "more" / "stsb.dev.tsv")
-    with pytest.raises(InputError, match="holds 2 files called stsb.dev.tsv"):
+    with pytest.raises(InputError, match=r"holds 2 files called stsb.dev.tsv"):
         train(options(sts_dir=sts_dir))
     (tmp_path / "none").mkdir()
-    with pytest.raises(InputError, match="holds 0 files called stsb.dev.tsv"):
+    with pytest.raises(InputError, match=r"holds 0 files called stsb.dev.tsv"):
         train(options(sts_dir=str(tmp_path / "none")))
 
 
@@ -398,7 +398,7 @@ def test_the_seed_decides(options, tmp_path):
 
 
 def test_resuming_needs_the_same_run(options, tmp_path):
-    with pytest.raises(InputError, match="--resume found no complete checkpoint in --output-dir '.*out'"):
+    with pytest.raises(InputError, match=r"--resume found no complete checkpoint in --output-dir '.*out'"):
         train(options(resume=True))
     train(options(max_steps=2, eval_steps=1))
     with pytest.raises(InputError, match=r"holds checkpoint-2 of an earlier run: add --resume"):
@@ -416,10 +416,10 @@ def test_a_run_that_cannot_work_is_refused_before_it_starts(options, tmp_path):
     (tmp_path / "same.txt").write_text("a dog runs\n" * 50, encoding="utf-8")
     with pytest.raises(InputError, match="--batch-size 8 is more than the 1 distinct sentences"):
         train(options(corpus=str(tmp_path / "same.txt")))
-    with pytest.raises(InputError, match="--corpus '.*nowhere' does not exist"):
+    with pytest.raises(InputError, match=r"--corpus '.*nowhere' does not exist"):
         train(options(corpus=str(tmp_path / "nowhere")))
     (tmp_path / "file").write_text("x", encoding="utf-8")
-    with pytest.raises(InputError, match="--output-dir '.*' cannot be written"):
+    with pytest.raises(InputError, match=r"--output-dir '.*' cannot be written"):
         train(options(output_dir=str(tmp_path / "file" / "out")))
 
 

@@ -1,4 +1,4 @@
-"""A real sentence encoder that fits in a test: BERT, two layers, 32 features, random weights, WordPiece over letters."""
+"""A real sentence encoder that fits in a test: BERT, two layers, random weights, WordPiece over letters."""
 
 import string
 
@@ -7,7 +7,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from transformers import BertConfig, BertModel, BertTokenizer
 
-WORDS = "the a of to and is in dog cat house tree river sun moon red blue green runs sleeps eats small big old new".split()
+WORDS = ["the", "a", "of", "to", "and", "is", "in", "dog", "cat", "house", "tree", "river", "sun", "moon", "red"]
+WORDS += ["blue", "green", "runs", "sleeps", "eats", "small", "big", "old", "new"]
 WIDTH = 32
 
 
@@ -27,7 +28,8 @@ def write_tiny_encoder(folder, *, dropout=0.1, seed=0):
     )  # fmt: skip
     BertModel(config).save_pretrained(bert)
     path = folder / "encoder"
-    SentenceTransformer(modules=[Transformer(str(bert)), Pooling(WIDTH, "mean")], device="cpu").save_pretrained(str(path))
+    modules = [Transformer(str(bert)), Pooling(WIDTH, "mean")]
+    SentenceTransformer(modules=modules, device="cpu").save_pretrained(str(path))
     return str(path)
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from .console import Json, one_sentence_errors, quiet_stdout, show, shown, whole_option
 
 if TYPE_CHECKING:
-    from ..evaluation.sts import StsResult
+    from ..evaluation.spearman import StsResult
 
 
 @one_sentence_errors
@@ -28,14 +28,16 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score MODEL on every STS file below a folder: Spearman x 100 over all pairs, alignment and uniformity."""
-    from ..evaluation.sts import evaluate_sts, find_sts
-    from ..training.encoders import load_encoder
+    from ..evaluation.sts import find_sts
     from ..training.options import check_batch_size, check_pooling
 
     check_pooling(pooling)
     check_batch_size(batch_size, lowest=1)
-    sets = find_sts(sts_dir)
+    sets = find_sts(sts_dir)  # before the libraries that take seconds to load
     with quiet_stdout():
+        from ..evaluation.spearman import evaluate_sts
+        from ..training.encoders import load_encoder
+
         encoder = load_encoder(model, pooling=pooling, argument="MODEL")
         results = evaluate_sts(encoder, sets, batch_size=batch_size)
     report = {"model": model, "pooling": pooling, "sts_dir": sts_dir, "mean_spearman": mean_spearman(results)}

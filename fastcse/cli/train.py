@@ -51,9 +51,9 @@ def train(
         eval_steps=eval_steps, resume=resume, backend=backend,
         objective_options={"temperature": temperature, "margin": margin},
     )  # fmt: skip
-    from ..training import run
-
     with quiet_stdout():
+        from ..training import run
+
         report = run.train(options)
     show(report.as_dict(), as_json, _table(report))
 

@@ -1,4 +1,4 @@
-"""Semantic textual similarity: Spearman x 100 over all pairs of a file, with alignment and uniformity."""
+"""Semantic textual similarity sets: sentence pairs with a human score, in tab-separated files."""
 
 from __future__ import annotations
 
@@ -6,18 +6,9 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
-from tqdm.auto import tqdm
-
-from ..losses.spread import alignment, uniformity
-from .encoding import encode_distinct
 from .files import InputError, read_lines
 
 COLUMNS = ("sentence1", "sentence2", "score")
-CLOSE = 4.0  # alignment is taken over pairs whose gold score is above this, on the 0 to 5 scale (strictly)
 
 
 @dataclass(frozen=True)
@@ -28,17 +19,6 @@ class StsSet:
     sentence1: list[str]
     sentence2: list[str]
     score: list[float]
-
-
-@dataclass(frozen=True)
-class StsResult:
-    """What one file scored. None where the value is undefined: no pair above 4, or one score only."""
-
-    name: str
-    pairs: int
-    spearman: float | None  # x 100, rounded to two decimals as in the SimCSE tables
-    alignment: float | None
-    uniformity: float | None
 
 
 def read_sts(path: str | Path, name: str | None = None, argument: str = "--sts-dir") -> StsSet | None:
@@ -98,66 +78,3 @@ def sts_folder(directory: str | Path, argument: str) -> Path:
         raise InputError(f"{argument} {str(directory)!r} is {'a file' if root.exists() else 'missing'}: "
                          f"expected a folder with .tsv or .tsv.gz files")  # fmt: skip
     return root
-
-
-class StsEvaluator(EmbeddingSimilarityEvaluator):
-    """sentence-transformers' evaluator; each distinct sentence is encoded once, and the rows are kept for later.
-
-    After a call, `rows1` and `rows2` are the (pairs, D) float32 embeddings of the two sides.
-    """
-
-    def __init__(self, pairs: StsSet, *, name: str, batch_size: int = 64, progress: tqdm | None = None):
-        super().__init__(
-            pairs.sentence1, pairs.sentence2, pairs.score,
-            batch_size=batch_size, main_similarity="cosine", name=name,
-        )  # fmt: skip
-        self.progress = progress
-
-    def __call__(self, model: SentenceTransformer, *args, **kwargs) -> dict[str, float]:
-        both = self.sentences1 + self.sentences2
-        rows = encode_distinct(model, both, batch_size=self.batch_size, progress=self.progress)
-        self.rows1, self.rows2 = rows[: len(self.sentences1)], rows[len(self.sentences1) :]
-        return super().__call__(model, *args, **kwargs)
-
-    def embed_inputs(self, model: SentenceTransformer, sentences: list[str], **kwargs) -> np.ndarray:
-        """The rows that were made at the start of the call."""
-        # By identity: the two sides may hold equal text.
-        return (self.rows1 if sentences is self.sentences1 else self.rows2).numpy()
-
-
-def evaluate_sts(model: SentenceTransformer, sets: list[StsSet], *, batch_size: int = 64) -> list[StsResult]:
-    """Score a model on each set. One progress bar, on stderr, counts sentences over all sets.
-
-    Spearman is over all pairs of a set together (SimCSE's setting "all"). With unit rows x, y:
-
-        alignment  = mean over pairs with score > 4 of |x - y|^2
-        uniformity = log mean over all a < b of exp(-2 |x_a - x_b|^2), both sides concatenated
-
-    Example:
-        >>> results = evaluate_sts(model, find_sts("sts"))        # doctest: +SKIP
-        >>> print(results[0].name, results[0].spearman)           # doctest: +SKIP
-        stsb.dev.tsv.gz 79.7
-    """
-    total = sum(len(set(one.sentence1 + one.sentence2)) for one in sets)
-    with tqdm(total=total, desc="encode", unit=" sentences", dynamic_ncols=True) as progress:
-        return [_evaluate(model, one, batch_size, progress) for one in sets]
-
-
-def _evaluate(model: SentenceTransformer, pairs: StsSet, batch_size: int, progress: tqdm) -> StsResult:
-    progress.set_postfix_str(pairs.name)
-    evaluator = StsEvaluator(pairs, name="sts", batch_size=batch_size, progress=progress)
-    spearman = evaluator(model)["sts_spearman_cosine"]
-    close = torch.tensor(pairs.score) > CLOSE
-    return StsResult(
-        name=pairs.name,
-        pairs=len(pairs.score),
-        spearman=_finite(100 * spearman, 2),
-        alignment=_finite(alignment(evaluator.rows1[close], evaluator.rows2[close])) if close.any() else None,
-        uniformity=_finite(uniformity(torch.cat([evaluator.rows1, evaluator.rows2]))),
-    )
-
-
-def _finite(value, digits: int = 4) -> float | None:
-    """A rounded float, or None: JSON has no NaN."""
-    value = float(value)
-    return round(value, digits) if math.isfinite(value) else None

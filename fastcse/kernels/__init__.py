@@ -1,4 +1,6 @@
-"""The launchers of the sweep over Triton kernels and the library's matrix product. No nn, no autograd, no choice of backend."""
+"""The launchers of the sweep over Triton kernels and the library's matrix product. No nn, no autograd, no choice of
+backend.
+"""
 
 from .launch import (
     Workspace,

@@ -1,4 +1,6 @@
-"""Tile sizes by architecture, width and type: a table, not a search. The search that fills it is part of the GPU lane."""
+"""Tile sizes by architecture, width and type: a table, not a search. The search that fills it is part of the GPU
+lane.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,9 @@ class TileConfig(NamedTuple):
     max_registers: int | None
 
 
-# Not timed yet: chosen from the compiled code alone (benchmarks/results/compiled.csv). Without a limit the compiler takes up to 255 registers and the
-# main kernels spill nothing; held to 128, which would let two programs share a multiprocessor, the sweep spills 736 bytes a thread on sm_90.
+# Not timed yet: chosen from the compiled code alone (benchmarks/results/compiled.csv). Without a limit the compiler
+# takes up to 255 registers and the main kernels spill nothing; held to 128, which would let two programs share a
+# multiprocessor, the sweep spills 736 bytes a thread on sm_90.
 HALF = TileConfig(128, 128, 64, 8, 8, 3, None)
 SINGLE = TileConfig(128, 128, 32, 8, 8, 3, None)
 INTERPRETED = TileConfig(32, 32, 32, 2, 4, 1, None)

@@ -1,4 +1,6 @@
-"""One chunk of anchor rows against one block of candidates on the GPU: packs the arrays, launches, adds up what the tiles left."""
+"""One chunk of anchor rows against one block of candidates on the GPU: packs the arrays, launches, adds up what the
+tiles left.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ def weight_type(rows: Tensor) -> torch.dtype:
 
 
 def plan_rows(n: int, blocks: list[Block], keep: bool, max_workspace_bytes: int | None) -> int:
-    """Rows of a chunk: one output tile of the (rows, D) gradient product on every multiprocessor, within the workspace."""
+    """Rows of a chunk: one output tile of the (rows, D) gradient product on every multiprocessor, within the
+    workspace.
+    """
     device = blocks[0].rows.device
     if device.type != "cuda":
         return min(n, 2 * INTERPRETED.block_n)
@@ -64,7 +68,8 @@ def _meta(a: Tensor) -> dict:
     tf32 = torch.get_float32_matmul_precision() != "highest"
     options = {
         "BLOCK_N": config.block_n, "BLOCK_M": config.block_m, "BLOCK_D": config.block_d, "GROUP": config.group,
-        "EVEN_D": a.shape[1] % config.block_d == 0, "RAISE": triton.knobs.runtime.interpret and a.dtype != torch.float32,
+        "EVEN_D": a.shape[1] % config.block_d == 0,
+        "RAISE": triton.knobs.runtime.interpret and a.dtype != torch.float32,
         "PRECISION": "tf32" if tf32 else "ieee", "num_warps": config.num_warps, "num_stages": config.num_stages,
     }  # fmt: skip
     return options if config.max_registers is None else {**options, "maxnreg": config.max_registers}
@@ -86,7 +91,8 @@ def _operands(chunk: RowChunk, block: Block, logits: Logits, gate: Tensor | None
     has_ids = block.id is not None and chunk.id is not None
     return (
         chunk.rows, block.rows, torch.stack([chunk.scale, chunk.shift, weight]),
-        torch.stack([block.scale, block.bias, shift, height]), scalars, own, chunk.id if has_ids else own, block.id if has_ids else own,
+        torch.stack([block.scale, block.bias, shift, height]), scalars, own, chunk.id if has_ids else own,
+        block.id if has_ids else own,
     )  # fmt: skip
 
 
@@ -108,7 +114,8 @@ def sweep(
     columns: Columns | None = None,
     gate: Tensor | None = None,
 ) -> None:
-    """Sums of exponentials over one block into `chunk`; with `store`, gradient weights into `weights` (R, M); with `columns`, column sums too.
+    """Sums of exponentials over one block into `chunk`; with `store`, gradient weights into `weights` (R, M); with
+    `columns`, column sums too.
 
     `gate` (0-dim bool) False: the programs return at once; the host never reads it.
     """
@@ -134,7 +141,9 @@ def sweep(
             columns.sum += col_sums.sum(0)
     else:
         options = {**f, **_options(chunk, block), "GATED": gate is not None}
-        sweep_kernel[(grid,)](*operands, weights, sums, stats_f, stats_i, *sizes, block.own_log_weight, **options, **meta)
+        sweep_kernel[(grid,)](
+            *operands, weights, sums, stats_f, stats_i, *sizes, block.own_log_weight, **options, **meta
+        )
     if stats:
         _merge_stats(chunk, stats_f, stats_i)
     if not (columns is not None and store):
@@ -155,7 +164,9 @@ def _merge_stats(chunk: RowChunk, stats_f: Tensor, stats_i: Tensor) -> None:
 
 
 def largest_logits(chunk: RowChunk, block: Block, logits: Logits, gate: Tensor) -> tuple[Tensor, Tensor]:
-    """(R,) and (M,) largest logit of each row and column over the negatives that take part; -inf where the gate is shut."""
+    """(R,) and (M,) largest logit of each row and column over the negatives that take part; -inf where the gate is
+    shut.
+    """
     n, m, d = *chunk.rows.shape[:1], *block.rows.shape
     meta, f = _meta(chunk.rows), device_fn(get(logits.transform).f)
     grid, tiles = _grid(n, m, meta)
@@ -168,11 +179,15 @@ def largest_logits(chunk: RowChunk, block: Block, logits: Logits, gate: Tensor) 
 
 
 def is_open(gate: Tensor) -> bool:
-    """Whether work behind `gate` must be launched: always, since kernels look at the gate themselves and reading it here would stall the GPU."""
+    """Whether work behind `gate` must be launched: always, since kernels look at the gate themselves and reading it
+    here would stall the GPU.
+    """
     return True
 
 
-def all_pairs(anchor: Tensor, candidate: Tensor, anchor_scale: Tensor | None, candidate_scale: Tensor | None, out: Tensor) -> None:
+def all_pairs(
+    anchor: Tensor, candidate: Tensor, anchor_scale: Tensor | None, candidate_scale: Tensor | None, out: Tensor
+) -> None:
     """out (N, M) = dot products, times the scales of row and column where given."""
     n, m, d = *anchor.shape[:1], *candidate.shape
     row_scale = torch.ones(n, device=out.device) if anchor_scale is None else anchor_scale

@@ -1,7 +1,8 @@
 """The sweep kernels: a tile of similarities becomes exponentials, their sums, and the weights of the gradient.
 
-Arrays that go together travel together: ROW (3, N) float32 holds scale, shift and weight of each row, COL (4, M) float32 scale, bias, shift and weight of each
-column, SCALARS (2,) float32 the inverse temperature and the gate. SUMS (2, tiles_m, N) receives each tile's sums of e and of weight e f: no atomics.
+Arrays that go together travel together: ROW (3, N) float32 holds scale, shift and weight of each row, COL (4, M)
+float32 scale, bias, shift and weight of each column, SCALARS (2,) float32 the inverse temperature and the gate. SUMS
+(2, tiles_m, N) receives each tile's sums of e and of weight e f: no atomics.
 """
 
 from __future__ import annotations
@@ -20,8 +21,12 @@ def logits_tile(
     OWN_WEIGHT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr,
     RAISE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Similarity s, transform f, logit x in units of ln 2, and each row's own column. Columns past the end have logit -inf, so that e is 0 there."""
-    acc = dot_tile(A, C, offs_n, offs_m, N, M, D, stride_a, stride_c, BLOCK_N, BLOCK_M, BLOCK_D, EVEN_D, RAISE, PRECISION)
+    """Similarity s, transform f, logit x in units of ln 2, and each row's own column. Columns past the end have logit
+    -inf, so that e is 0 there.
+    """
+    acc = dot_tile(
+        A, C, offs_n, offs_m, N, M, D, stride_a, stride_c, BLOCK_N, BLOCK_M, BLOCK_D, EVEN_D, RAISE, PRECISION
+    )
     in_n, in_m = offs_n < N, offs_m < M
     row_scale = tl.load(ROW + offs_n, mask=in_n, other=0.0)
     col_scale = tl.load(COL + offs_m, mask=in_m, other=0.0)
@@ -61,22 +66,27 @@ def store_stats(STATS_F, STATS_I, s, x, tile_m, offs_n, N, M, BLOCK_M: tl.conste
 
 @triton.jit
 def sweep_kernel(
-    A, C, ROW, COL, SCALARS, OWN, ROW_ID, COL_ID, E, SUMS, STATS_F, STATS_I, N, M, D, stride_a, stride_c, stride_e, margin, own_log_weight,
-    F: tl.constexpr, DF: tl.constexpr, STORE: tl.constexpr, F_SUM: tl.constexpr, IDS: tl.constexpr, LEAVE_OWN_OUT: tl.constexpr,
-    OWN_WEIGHT: tl.constexpr, STATS: tl.constexpr, GATED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+    A, C, ROW, COL, SCALARS, OWN, ROW_ID, COL_ID, E, SUMS, STATS_F, STATS_I, N, M, D, stride_a, stride_c, stride_e,
+    margin, own_log_weight,
+    F: tl.constexpr, DF: tl.constexpr, STORE: tl.constexpr, F_SUM: tl.constexpr, IDS: tl.constexpr,
+    LEAVE_OWN_OUT: tl.constexpr,
+    OWN_WEIGHT: tl.constexpr, STATS: tl.constexpr, GATED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
     GROUP: tl.constexpr, EVEN_D: tl.constexpr, RAISE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Row direction. E <- weight e f'(s) col_scale if STORE, with e = exp(x - shift), 0 at pairs that are left out.
 
-    E has room for whole tiles: nothing there is masked. F_SUM: also sums of weight e f, for the gradient of a learned temperature.
+    E has room for whole tiles: nothing there is masked. F_SUM: also sums of weight e f, for the gradient of a learned
+    temperature.
     """
-    if GATED:
+    if GATED:  # noqa: SIM102 - only this one is decided when compiling
         if tl.load(SCALARS + 1) == 0:
             return
     tile_n, tile_m = tile_of(tl.program_id(0), N, M, BLOCK_N, BLOCK_M, GROUP)
     offs_n, offs_m = tile_n * BLOCK_N + tl.arange(0, BLOCK_N), tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     s, f, x, own, col_scale = logits_tile(
-        A, C, ROW, COL, SCALARS, OWN, offs_n, offs_m, N, M, D, stride_a, stride_c, margin, own_log_weight, F, OWN_WEIGHT, BLOCK_N, BLOCK_M,
+        A, C, ROW, COL, SCALARS, OWN, offs_n, offs_m, N, M, D, stride_a, stride_c, margin, own_log_weight, F,
+        OWN_WEIGHT, BLOCK_N, BLOCK_M,
         BLOCK_D, EVEN_D, RAISE, PRECISION,
     )  # fmt: skip
     x = leave_out(x, own, offs_n, offs_m, ROW_ID, COL_ID, N, M, IDS, LEAVE_OWN_OUT)
@@ -96,18 +106,23 @@ def sweep_kernel(
 
 @triton.jit
 def symmetric_kernel(
-    A, C, ROW, COL, SCALARS, OWN, ROW_ID, COL_ID, E, SUMS, COL_SUMS, STATS_F, STATS_I, N, M, D, stride_a, stride_c, stride_e, margin,
+    A, C, ROW, COL, SCALARS, OWN, ROW_ID, COL_ID, E, SUMS, COL_SUMS, STATS_F, STATS_I, N, M, D, stride_a, stride_c,
+    stride_e, margin,
     F: tl.constexpr, DF: tl.constexpr, STORE: tl.constexpr, F_SUM: tl.constexpr, IDS: tl.constexpr, STATS: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, GROUP: tl.constexpr, EVEN_D: tl.constexpr, RAISE: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, GROUP: tl.constexpr, EVEN_D: tl.constexpr,
+    RAISE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Both directions. Sums of rows into SUMS and of columns into COL_SUMS (tiles_n, M); with STORE, the gradient weights of both,
-    E <- (weight exp(x - shift) + H exp(x - d)) f'(s) col_scale, and no sums but, with F_SUM, those of E's first factor times f.
+    """Both directions. Sums of rows into SUMS and of columns into COL_SUMS (tiles_n, M); with STORE, the gradient
+    weights of both,
+    E <- (weight exp(x - shift) + H exp(x - d)) f'(s) col_scale, and no sums but, with F_SUM, those of E's first
+    factor times f.
     """
     tile_n, tile_m = tile_of(tl.program_id(0), N, M, BLOCK_N, BLOCK_M, GROUP)
     offs_n, offs_m = tile_n * BLOCK_N + tl.arange(0, BLOCK_N), tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     s, f, x, own, col_scale = logits_tile(
-        A, C, ROW, COL, SCALARS, OWN, offs_n, offs_m, N, M, D, stride_a, stride_c, margin, 0.0, F, False, BLOCK_N, BLOCK_M, BLOCK_D, EVEN_D,
+        A, C, ROW, COL, SCALARS, OWN, offs_n, offs_m, N, M, D, stride_a, stride_c, margin, 0.0, F, False, BLOCK_N,
+        BLOCK_M, BLOCK_D, EVEN_D,
         RAISE, PRECISION,
     )  # fmt: skip
     x = leave_out(x, own, offs_n, offs_m, ROW_ID, COL_ID, N, M, IDS, True)
@@ -120,7 +135,10 @@ def symmetric_kernel(
     if STORE:
         weight = tl.load(ROW + 2 * N + offs_n, mask=in_n, other=0.0)
         height = tl.load(COL + 3 * M + offs_m, mask=in_m, other=0.0)
-        both = tl.exp2(x - (shift * LOG2E)[:, None]) * weight[:, None] + tl.exp2(x - (col_shift * LOG2E)[None, :]) * height[None, :]
+        both = (
+            tl.exp2(x - (shift * LOG2E)[:, None]) * weight[:, None]
+            + tl.exp2(x - (col_shift * LOG2E)[None, :]) * height[None, :]
+        )
         if F_SUM:
             tl.store(SUMS + (tiles_m + tile_m) * N + offs_n, tl.sum(both * f, 1), mask=in_n)
         out = both * DF(s, margin) * col_scale[None, :]
@@ -133,17 +151,22 @@ def symmetric_kernel(
 
 @triton.jit
 def largest_kernel(
-    A, C, ROW, COL, SCALARS, OWN, ROW_ID, COL_ID, BY_ROW, BY_COL, N, M, D, stride_a, stride_c, margin, own_log_weight, F: tl.constexpr,
-    IDS: tl.constexpr, LEAVE_OWN_OUT: tl.constexpr, OWN_WEIGHT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
+    A, C, ROW, COL, SCALARS, OWN, ROW_ID, COL_ID, BY_ROW, BY_COL, N, M, D, stride_a, stride_c, margin,
+    own_log_weight, F: tl.constexpr,
+    IDS: tl.constexpr, LEAVE_OWN_OUT: tl.constexpr, OWN_WEIGHT: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr, GROUP: tl.constexpr, EVEN_D: tl.constexpr, RAISE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Largest logit of each row and column of a tile: BY_ROW (tiles_m, N), BY_COL (tiles_n, M). Returns at once where the gate is shut."""
+    """Largest logit of each row and column of a tile: BY_ROW (tiles_m, N), BY_COL (tiles_n, M). Returns at once where
+    the gate is shut.
+    """
     if tl.load(SCALARS + 1) == 0:
         return
     tile_n, tile_m = tile_of(tl.program_id(0), N, M, BLOCK_N, BLOCK_M, GROUP)
     offs_n, offs_m = tile_n * BLOCK_N + tl.arange(0, BLOCK_N), tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    s, f, x, own, col_scale = logits_tile(
-        A, C, ROW, COL, SCALARS, OWN, offs_n, offs_m, N, M, D, stride_a, stride_c, margin, own_log_weight, F, OWN_WEIGHT, BLOCK_N, BLOCK_M,
+    _, _, x, own, _ = logits_tile(
+        A, C, ROW, COL, SCALARS, OWN, offs_n, offs_m, N, M, D, stride_a, stride_c, margin, own_log_weight, F,
+        OWN_WEIGHT, BLOCK_N, BLOCK_M,
         BLOCK_D, EVEN_D, RAISE, PRECISION,
     )  # fmt: skip
     x = leave_out(x, own, offs_n, offs_m, ROW_ID, COL_ID, N, M, IDS, LEAVE_OWN_OUT) * (1 / LOG2E)
@@ -160,7 +183,9 @@ def similarity_kernel(
     """S (N, M) float32 <- dot products times both scales."""
     tile_n, tile_m = tile_of(tl.program_id(0), N, M, BLOCK_N, BLOCK_M, GROUP)
     offs_n, offs_m = tile_n * BLOCK_N + tl.arange(0, BLOCK_N), tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    acc = dot_tile(A, C, offs_n, offs_m, N, M, D, stride_a, stride_c, BLOCK_N, BLOCK_M, BLOCK_D, EVEN_D, RAISE, PRECISION)
+    acc = dot_tile(
+        A, C, offs_n, offs_m, N, M, D, stride_a, stride_c, BLOCK_N, BLOCK_M, BLOCK_D, EVEN_D, RAISE, PRECISION
+    )
     row_scale = tl.load(ROW_SCALE + offs_n, mask=offs_n < N, other=0.0)
     col_scale = tl.load(COL_SCALE + offs_m, mask=offs_m < M, other=0.0)
     at = offs_n.to(tl.int64)[:, None] * stride_s + offs_m[None, :]

@@ -9,7 +9,9 @@ from ..pairs import Block
 
 
 def _candidates(block: Block) -> Tensor:
-    """The block's rows in the type of the gradient weights. Half-precision weights are bfloat16 even for float16 rows."""
+    """The block's rows in the type of the gradient weights. Half-precision weights are bfloat16 even for float16
+    rows.
+    """
     if block.rows.dtype != torch.float16:
         return block.rows
     if block.half_rows is None:

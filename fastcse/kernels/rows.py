@@ -32,7 +32,8 @@ def inverse_norms_kernel(X, SCALE, D, stride, shortest, BLOCK_D: tl.constexpr):
 
 @triton.jit
 def open_rows_kernel(
-    A, C, A_SCALE, C_SCALE, INDEX, SCALARS, CEILING, OUT, N, D, stride_a, stride_c, margin, offset, F_POSITIVE: tl.constexpr,
+    A, C, A_SCALE, C_SCALE, INDEX, SCALARS, CEILING, OUT, N, D, stride_a, stride_c, margin, offset,
+    F_POSITIVE: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """OUT (3, N) <- the positive's similarity, its logit, and max(logit, ceiling) + offset. CEILING (N,)."""
@@ -89,7 +90,8 @@ def pull_rows_kernel(
 
 @triton.jit
 def finish_rows_kernel(
-    G, X, C, SCALE, FACTOR, PULL, INDEX, D, stride_x, stride_c, HAS_FACTOR: tl.constexpr, HAS_PULL: tl.constexpr, HAS_SCALE: tl.constexpr,
+    G, X, C, SCALE, FACTOR, PULL, INDEX, D, stride_x, stride_c, HAS_FACTOR: tl.constexpr, HAS_PULL: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """G (N, D) float32 <- factor g - pull c_index, less its part along x."""
@@ -165,7 +167,9 @@ def finish_rows(
     block: Block | None = None,
     index: Tensor | None = None,
 ) -> None:
-    """out_i <- factor_i out_i - pull_i candidate_{index_i}, less its part along rows_i where `scale` is given. One pass, in place."""
+    """out_i <- factor_i out_i - pull_i candidate_{index_i}, less its part along rows_i where `scale` is given. One
+    pass, in place.
+    """
     _finish(out, rows, scale, factor, pull, rows if block is None else block.rows, index)
 
 
@@ -173,7 +177,8 @@ def _finish(out: Tensor, rows: Tensor, scale, factor, pull, candidates: Tensor, 
     n, d = out.shape
     absent = out
     finish_rows_kernel[(n,)](
-        out, rows, candidates, absent if scale is None else scale, absent if factor is None else factor, absent if pull is None else pull,
+        out, rows, candidates, absent if scale is None else scale, absent if factor is None else factor,
+        absent if pull is None else pull,
         absent if index is None else index, d, rows.stride(0), candidates.stride(0), HAS_FACTOR=factor is not None,
         HAS_PULL=pull is not None, HAS_SCALE=scale is not None, **_launch(d),
     )  # fmt: skip
@@ -188,5 +193,6 @@ def scatter_rows(out: Tensor, rows: Tensor, pull: Tensor, index: Tensor, distinc
 
 def add_at(out: Tensor, index: Tensor, values: Tensor) -> Tensor:
     """out_{index_i} += values_i for vectors or rows, in an order that does not change."""
-    # On a GPU index_put_ sorts before it adds and index_add_ uses atomics; on the CPU it is index_add_ that keeps the order.
+    # On a GPU index_put_ sorts before it adds and index_add_ uses atomics; on the CPU it is index_add_ that keeps the
+    # order.
     return out.index_put_((index,), values, accumulate=True) if out.is_cuda else out.index_add_(0, index, values)

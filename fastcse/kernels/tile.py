@@ -17,7 +17,9 @@ def device_fn(fn):
 
 @triton.jit
 def tile_of(pid, N, M, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, GROUP: tl.constexpr):
-    """(tile_n, tile_m) of a program. GROUP row panels are walked together, column by column, so that both operands are found in L2."""
+    """(tile_n, tile_m) of a program. GROUP row panels are walked together, column by column, so that both operands
+    are found in L2.
+    """
     tiles_n, tiles_m = tl.cdiv(N, BLOCK_N), tl.cdiv(M, BLOCK_M)
     first = pid // (GROUP * tiles_m) * GROUP
     size = tl.minimum(tiles_n - first, GROUP)
@@ -33,7 +35,8 @@ def dot_tile(
 ):  # fmt: skip
     """(BLOCK_N, BLOCK_M) float32 dot products of rows of A (N, D) and C (M, D).
 
-    Rows past the end repeat the last one: a clamp costs one instruction where a mask would cost one for every load; the caller masks the result.
+    Rows past the end repeat the last one: a clamp costs one instruction where a mask would cost one for every load;
+                                           the caller masks the result.
     RAISE: operands go to float32 first, for the interpreter, whose bfloat16 dot is wrong.
     """
     rows_a = tl.minimum(offs_n, N - 1).to(tl.int64)[:, None] * stride_a

@@ -23,8 +23,10 @@ class CandidateBlock:
     """One extra block of negatives for every anchor: hard negatives, a queue, centroids.
 
     Args:
-        rows:           (M, D), dtype and device of the anchors. Receives a gradient if it requires one; a block that does not costs a third less.
-        log_weight:     (M,) or None: added to every logit of the column, the log of how often the column counts. Constant: no gradient.
+        rows:           (M, D), dtype and device of the anchors. Receives a gradient if it requires one; a block that
+                        does not costs a third less.
+        log_weight:     (M,) or None: added to every logit of the column, the log of how often the column counts.
+                        Constant: no gradient.
         own_log_weight: added to the logit of column i for anchor i (SimCSE's hard-negative weight).
         id:             (M,) int64 or None: a column is left out of the rows whose `anchor_id` equals its id.
 
@@ -39,17 +41,19 @@ class CandidateBlock:
     own_log_weight: float = 0.0
     id: Tensor | None = None
 
-    def __init__(self, rows: Tensor, *, log_weight: Tensor | None = None, own_log_weight: float = 0.0, id: Tensor | None = None):
+    def __init__(
+        self, rows: Tensor, *, log_weight: Tensor | None = None, own_log_weight: float = 0.0, id: Tensor | None = None
+    ):
         self.rows, self.log_weight, self.own_log_weight, self.id = rows, log_weight, own_log_weight, id
 
 
 class ContrastiveStats(NamedTuple):
     """By-products of a loss, without gradient and without a second pass over the pairs.
 
-    `lse` (N,) logsumexp of each row's logits; `accuracy` share of rows whose positive is more similar than every negative;
-    `positive_similarity`, `negative_similarity` means over positives and over unmasked negatives; `masked_share` of negative pairs left out by ids;
-    `hardest_similarity` (N,) and `hardest_index` (N,) int64: the most similar unmasked negative within `candidate`, ties to the lowest index;
-    -inf and -1 where a row has none.
+    `lse` (N,) logsumexp of each row's logits; `accuracy` share of rows whose positive is more similar than every
+    negative; `positive_similarity`, `negative_similarity` means over positives and over unmasked negatives;
+    `masked_share` of negative pairs left out by ids; `hardest_similarity` (N,) and `hardest_index` (N,) int64: the
+    most similar unmasked negative within `candidate`, ties to the lowest index; -inf and -1 where a row has none.
     """
 
     lse: Tensor
@@ -68,35 +72,35 @@ class LossAndStats(NamedTuple):
     stats: ContrastiveStats
 
 
-def contrastive_loss(
-    transform: LogitTransform,
-    margin: float,
-    anchor: Tensor,
-    candidate: Tensor,
-    positive: Tensor | None,
-    *,
-    negatives,
-    temperature: float | Tensor,
-    symmetric: bool,
-    anchor_id: Tensor | None,
-    candidate_id: Tensor | None,
-    normalize: bool,
-    reduction: str,
-    return_stats: bool,
-    max_workspace_bytes: int | None,
-    backend: str | None,
-) -> Tensor | LossAndStats:
-    """Checks, chooses the backend and runs `transform`'s loss; the public losses say what each argument means."""
-    blocks = [CandidateBlock(candidate, id=candidate_id), *_as_blocks(negatives)]
-    _check(anchor, blocks, positive, temperature, margin, anchor_id, candidate_id, reduction, max_workspace_bytes)
+class Call(NamedTuple):
+    """The arguments of a public loss, all but the anchors and candidates."""
+
+    transform: LogitTransform
+    margin: float
+    negatives: Tensor | CandidateBlock | Sequence | None
+    temperature: float | Tensor
+    symmetric: bool
+    anchor_id: Tensor | None
+    candidate_id: Tensor | None
+    normalize: bool
+    reduction: str
+    return_stats: bool
+    max_workspace_bytes: int | None
+    backend: str | None
+
+
+def contrastive_loss(anchor: Tensor, candidate: Tensor, positive: Tensor | None, call: Call) -> Tensor | LossAndStats:
+    """Checks, chooses the backend and runs the loss; the public losses say what each argument means."""
+    blocks = [CandidateBlock(candidate, id=call.candidate_id), *_as_blocks(call.negatives)]
+    _check(anchor, blocks, positive, call)
     pairs = anchor.shape[0] * sum(b.rows.shape[0] for b in blocks)
-    chosen = choose_backend(anchor, backend, pairs)
-    run = _reference if chosen == "reference" else _fused
-    loss, by_products = run(
-        chosen, transform, float(margin), anchor, blocks, positive, temperature, symmetric, anchor_id, normalize, reduction, return_stats,
-        max_workspace_bytes,
-    )  # fmt: skip
-    if not return_stats:
+    chosen = choose_backend(anchor, call.backend, pairs)
+    if chosen == "reference":
+        record(chosen)
+        loss, by_products = _reference(anchor, blocks, positive, call)
+    else:
+        loss, by_products = _fused(anchor, blocks, positive, call, chosen)
+    if not call.return_stats:
         return loss
     return LossAndStats(loss, _summary(by_products, pairs - anchor.shape[0]))
 
@@ -108,68 +112,81 @@ def _as_blocks(negatives) -> list[CandidateBlock]:
     return [b if isinstance(b, CandidateBlock) else CandidateBlock(b) for b in given]
 
 
-def _check(anchor, blocks, positive, temperature, margin, anchor_id, candidate_id, reduction, max_workspace_bytes) -> None:
+def _check(anchor: Tensor, blocks: list[CandidateBlock], positive: Tensor | None, call: Call) -> None:
     checks.check_rows("anchor", anchor)
     for k, block in enumerate(blocks):
         name = "candidate" if k == 0 else "negatives" if len(blocks) == 2 else f"negatives[{k - 1}]"
-        checks.check_same_kind(name, block.rows, "anchor", anchor)
-        m = block.rows.shape[0]
-        if block.id is not None:
-            id_name = "candidate_id" if k == 0 else f"{name}.id"
-            checks.check_vector(id_name, block.id, m, name, anchor)
-            if anchor_id is None:
-                raise ValueError(f"{id_name} needs anchor_id to compare with, got anchor_id=None")
-        if block.log_weight is not None:
-            checks.check_vector(f"{name}.log_weight", block.log_weight, m, name, anchor, dtype=None)
-        checks.check_finite(f"{name}.own_log_weight", block.own_log_weight)
-    if anchor_id is not None:
-        checks.check_vector("anchor_id", anchor_id, anchor.shape[0], "anchor", anchor)
+        _check_block(name, "candidate_id" if k == 0 else f"{name}.id", block, anchor, call.anchor_id)
+    if call.anchor_id is not None:
+        checks.check_vector("anchor_id", call.anchor_id, anchor.shape[0], "anchor", anchor)
         if all(b.id is None for b in blocks):
             raise ValueError("anchor_id needs candidate_id, or negatives with an id, to compare with; got none")
     checks.check_positive(positive, anchor, blocks[0].rows)
-    checks.check_temperature(temperature)
-    checks.check_finite("margin", margin)
-    checks.check_choice("reduction", reduction, REDUCTIONS)
-    if max_workspace_bytes is not None and max_workspace_bytes <= 0:
-        raise ValueError(f"max_workspace_bytes must be above 0, got {max_workspace_bytes}")
+    checks.check_temperature(call.temperature)
+    checks.check_finite("margin", call.margin)
+    checks.check_choice("reduction", call.reduction, REDUCTIONS)
+    if call.max_workspace_bytes is not None:
+        checks.check_above_zero("max_workspace_bytes", call.max_workspace_bytes)
+
+
+def _check_block(name: str, id_name: str, block: CandidateBlock, anchor: Tensor, anchor_id: Tensor | None) -> None:
+    checks.check_same_kind(name, block.rows, "anchor", anchor)
+    m = block.rows.shape[0]
+    if block.id is not None:
+        checks.check_vector(id_name, block.id, m, name, anchor)
+        if anchor_id is None:
+            raise ValueError(f"{id_name} needs anchor_id to compare with, got anchor_id=None")
+    if block.log_weight is not None:
+        checks.check_vector(f"{name}.log_weight", block.log_weight, m, name, anchor, dtype=None)
+    checks.check_finite(f"{name}.own_log_weight", block.own_log_weight)
+
+
+def _reduce(losses: Tensor, reduction: str) -> Tensor:
+    return losses if reduction == "none" else losses.sum() if reduction == "sum" else losses.mean()
 
 
 def _reference(
-    chosen, transform, margin, anchor, blocks, positive, temperature, symmetric, anchor_id, normalize, reduction, want_stats, workspace
+    anchor: Tensor, blocks: list[CandidateBlock], positive: Tensor | None, call: Call
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    record(chosen)
     positive = torch.arange(anchor.shape[0], device=anchor.device) if positive is None else positive
+    inv_temperature = 1.0 / call.temperature
+    if isinstance(inv_temperature, Tensor):
+        inv_temperature = inv_temperature.reshape(())
     losses, stats = reference.loss_rows(
-        anchor, blocks, positive, anchor_id, transform, margin, 1.0 / temperature, normalize, symmetric
-    )
-    reduced = losses if reduction == "none" else losses.sum() if reduction == "sum" else losses.mean()
-    return reduced, stats
+        anchor, blocks, positive, call.anchor_id, call.transform, float(call.margin), inv_temperature, call.normalize,
+        call.symmetric,
+    )  # fmt: skip
+    return _reduce(losses, call.reduction), stats
 
 
 def _fused(
-    chosen, transform, margin, anchor, blocks, positive, temperature, symmetric, anchor_id, normalize, reduction, want_stats, workspace
+    anchor: Tensor, blocks: list[CandidateBlock], positive: Tensor | None, call: Call, chosen: str
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    learned = isinstance(temperature, Tensor)
-    inv_temperature = temperature.float().reciprocal() if learned else None
+    learned = isinstance(call.temperature, Tensor)
+    inv_temperature = call.temperature.float().reciprocal().reshape(()) if learned else None
     rows = [b.rows for b in blocks]
-    gradients = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (anchor, inv_temperature, *rows))
+    inputs = (anchor, *rows) if inv_temperature is None else (anchor, inv_temperature, *rows)
+    gradients = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
     arguments = (
-        anchor, rows, [b.log_weight for b in blocks], [b.id for b in blocks], [float(b.own_log_weight) for b in blocks], positive, anchor_id,
-        inv_temperature, 0.0 if learned else float(temperature), transform.name, margin, normalize, [gradients and x.requires_grad for x in rows],
-        want_stats, workspace, chosen,
+        anchor, rows, [b.log_weight for b in blocks], [b.id for b in blocks], [float(b.own_log_weight) for b in blocks],
+        positive, call.anchor_id, inv_temperature, 0.0 if learned else float(call.temperature), call.transform.name,
+        float(call.margin), call.normalize, [gradients and x.requires_grad for x in rows], call.return_stats,
+        call.max_workspace_bytes, chosen,
     )  # fmt: skip
-    n = anchor.shape[0]
-    if reduction != "none" and gradients and not symmetric:
-        total, *rest = eager.mean(arguments)
-        loss = total / n if reduction == "mean" else total
+    # One upstream gradient for all rows, known only as a factor: the gradients can be made on the way.
+    if call.reduction != "none" and gradients and not call.symmetric:
+        total, *by_products = eager.mean(arguments)
+        loss = total / anchor.shape[0] if call.reduction == "mean" else total
     else:
-        losses, *rest = eager.rows((*arguments, symmetric))
-        loss = losses if reduction == "none" else losses.sum() if reduction == "sum" else losses.mean()
-    return loss, {name: value.detach() for name, value in zip(STATS, rest)} if want_stats else {}
+        losses, *by_products = eager.rows((*arguments, call.symmetric))
+        loss = _reduce(losses, call.reduction)
+    return loss, {name: value.detach() for name, value in zip(STATS, by_products)} if call.return_stats else {}
 
 
 def _summary(s: dict[str, Tensor], pairs: int) -> ContrastiveStats:
-    """Row values into the numbers that a log shows. `pairs` is the number of (anchor, negative) pairs, masked ones included."""
+    """Row values into the numbers that a log shows. `pairs` is the number of (anchor, negative) pairs, masked ones
+    included.
+    """
     count = s["count"].sum(dtype=torch.float64)
     return ContrastiveStats(
         lse=s["lse"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..transforms import LogitTransform, register
-from .contrastive import CandidateBlock, LossAndStats, contrastive_loss
+from .contrastive import Call, CandidateBlock, LossAndStats, contrastive_loss
 
 SOURCE = "Hou and Li, Focal-InfoNCE, arXiv:2310.06918; formula and defaults as in its released code"
 
@@ -27,14 +27,19 @@ def _bounds(s_max, margin):
     return -margin * margin / 4, s_max * (s_max + abs(margin))
 
 
-FOCAL = register(
-    LogitTransform("focal", _focal, _focal_grad, _square, lambda s, margin: s + s, _bounds, SOURCE)
-)
+FOCAL = register(LogitTransform("focal", _focal, _focal_grad, _square, lambda s, margin: s + s, _bounds, SOURCE))
 DETACHED = register(
     LogitTransform(
-        "focal_detached", _focal, lambda s, margin: s + margin, _square, lambda s, margin: s, _bounds, SOURCE,
-        autograd_f=lambda s, margin: s * (s.detach() + margin), autograd_f_positive=lambda s, margin: s * s.detach(),
-    )  # fmt: skip
+        "focal_detached",
+        _focal,
+        lambda s, margin: s + margin,
+        _square,
+        lambda s, margin: s,
+        _bounds,
+        SOURCE,
+        autograd_f=lambda s, margin: s * (s.detach() + margin),
+        autograd_f_positive=lambda s, margin: s * s.detach(),
+    )
 )
 
 
@@ -64,13 +69,15 @@ def focal_infonce_loss(
                  s_ij (s_ij + margin) / temperature     otherwise
         loss_i = logsumexp_j x_ij - x_ip
 
-    Compared with InfoNCE a negative counts more when its similarity is above 1 - margin and less below. Below -margin / 2 the gradient of a negative
-    changes sign; a positive of negative similarity is pushed further away: start from a trained encoder.
+    Compared with InfoNCE a negative counts more when its similarity is above 1 - margin and less below. Below -margin
+    / 2 the gradient of a negative changes sign; a positive of negative similarity is pushed further away: start from
+    a trained encoder.
 
     Args:
         margin:            added to the similarity of negatives; 0 keeps the plain square.
-        detach_modulation: hold the weighting similarity constant in the gradient (s / temperature and (s + margin) / temperature instead of
-                           2 s / temperature and (2 s + margin) / temperature). The loss has the same value. Not in the paper's code.
+        detach_modulation: hold the weighting similarity constant in the gradient (s / temperature and (s + margin) /
+                           temperature instead of 2 s / temperature and (2 s + margin) / temperature). The loss has
+                           the same value. Not in the paper's code.
 
     The other arguments, shapes, dtypes, errors and numerics are those of `infonce_loss`.
 
@@ -81,8 +88,8 @@ def focal_infonce_loss(
         >>> focal_infonce_loss(a, a, torch.arange(3)).item() < 1e-6
         True
     """
-    return contrastive_loss(
-        DETACHED if detach_modulation else FOCAL, margin, anchor, candidate, positive, negatives=negatives, temperature=temperature,
-        symmetric=symmetric, anchor_id=anchor_id, candidate_id=candidate_id, normalize=normalize, reduction=reduction,
-        return_stats=return_stats, max_workspace_bytes=max_workspace_bytes, backend=backend,
+    call = Call(
+        DETACHED if detach_modulation else FOCAL, margin, negatives, temperature, symmetric, anchor_id, candidate_id,
+        normalize, reduction, return_stats, max_workspace_bytes, backend,
     )  # fmt: skip
+    return contrastive_loss(anchor, candidate, positive, call)

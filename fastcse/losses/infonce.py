@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..transforms import LogitTransform, register
-from .contrastive import CandidateBlock, LossAndStats, contrastive_loss
+from .contrastive import Call, CandidateBlock, LossAndStats, contrastive_loss
 
 SCALED = register(
     LogitTransform(
@@ -36,23 +36,26 @@ def infonce_loss(
     max_workspace_bytes: int | None = None,
     backend: str | None = None,
 ) -> Tensor | LossAndStats:
-    r"""InfoNCE loss (SimCSE, multiple negatives ranking, CLIP). The (N, M) logits are never written to memory whole by the fused backends.
+    r"""InfoNCE loss (SimCSE, multiple negatives ranking, CLIP). The (N, M) logits are never written to memory whole
+    by the fused backends.
 
     With s_ij the cosine of anchor_i and candidate_j, x_ij = s_ij / temperature and p = positive[i]:
 
         loss_i = logsumexp_j x_ij - x_ip
 
-    over all columns of `candidate` and of every block in `negatives`; with `symmetric`, half of it plus half of the same for candidate_p among all anchors.
+    over all columns of `candidate` and of every block in `negatives`; with `symmetric`, half of it plus half of the
+    same for candidate_p among all anchors.
 
     Args:
         anchor:       (N, D) float16 | bfloat16 | float32 | float64. Read only, any strides.
         candidate:    (M, D) same dtype and device.
-        positive:     (N,) int64, each in [0, M): the column of each anchor's positive. None: column i for anchor i. A value out of range is an error
-                      of the caller that is not looked for: reading values would stall a GPU.
+        positive:     (N,) int64, each in [0, M): the column of each anchor's positive. None: column i for anchor i.
+                      A value out of range is the caller's error and is not looked for: that would stall a GPU.
         negatives:    (M', D), a `CandidateBlock`, or a list of them: more columns for every row.
         temperature:  > 0; a float, or a tensor of one element that may require grad.
         symmetric:    add the column direction (CLIP). Blocks in `negatives` take part in the row direction only.
-        anchor_id, candidate_id: (N,), (M,) int64: a candidate with the anchor's id is left out of the row, unless it is the positive.
+        anchor_id, candidate_id: (N,), (M,) int64: a candidate with the anchor's id is left out of the row, unless it
+                      is the positive.
         normalize:    cosine similarity; False takes plain dot products.
         reduction:    "mean" | "sum" | "none".
         return_stats: return `LossAndStats(loss, stats)`.
@@ -60,15 +63,18 @@ def infonce_loss(
         backend:      "triton" | "cpp" | "reference"; None chooses by device and dtype, `last_backend()` tells.
 
     Returns:
-        float32 scalar, or (N,) with "none" (float64 for float64 input). Differentiable in `anchor`, `candidate`, the blocks and `temperature`.
+        float32 scalar, or (N,) with "none" (float64 for float64 input). Differentiable in `anchor`, `candidate`, the
+        blocks and `temperature`.
 
     Raises:
         ValueError: shapes, dtypes or devices disagree, empty input, temperature <= 0, unknown reduction or backend.
-        RuntimeError: the backend asked for cannot run here; or a second derivative (use float64 or backend="reference").
+        RuntimeError: the backend asked for cannot run here; or a second derivative (use float64 or
+                      backend="reference").
 
     Numerics:
-        Similarity, logits and sums are float32 whatever the input; gradients of candidates are summed in float32. A zero row has similarity 0 and gradient 0.
-        A row without negatives has loss 0 and gradient 0. A NaN in an anchor makes that row's loss NaN and no other. Same input, same bits.
+        Similarity, logits and sums are float32 whatever the input; gradients of candidates are summed in float32. A
+        zero row has similarity 0 and gradient 0. A row without negatives has loss 0 and gradient 0. A NaN in an
+        anchor makes that row's loss NaN and no other. Same input, same bits.
 
     Source: van den Oord et al., arXiv:1807.03748; Gao, Yao and Chen (SimCSE), arXiv:2104.08821.
 
@@ -77,8 +83,8 @@ def infonce_loss(
         >>> infonce_loss(a, a).item() < 1e-6
         True
     """
-    return contrastive_loss(
-        SCALED, 0.0, anchor, candidate, positive, negatives=negatives, temperature=temperature, symmetric=symmetric, anchor_id=anchor_id,
-        candidate_id=candidate_id, normalize=normalize, reduction=reduction, return_stats=return_stats,
-        max_workspace_bytes=max_workspace_bytes, backend=backend,
+    call = Call(
+        SCALED, 0.0, negatives, temperature, symmetric, anchor_id, candidate_id, normalize, reduction, return_stats,
+        max_workspace_bytes, backend,
     )  # fmt: skip
+    return contrastive_loss(anchor, candidate, positive, call)

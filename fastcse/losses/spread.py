@@ -9,7 +9,8 @@ from torch.utils.checkpoint import checkpoint
 from ..ops import checks
 from ..reference import unit_rows
 
-# Rows of one slice of the pairs: 1024 x N similarities at a time, made again in the backward pass instead of being kept.
+# Rows of one slice of the pairs: 1024 x N similarities at a time, made again in the backward pass instead of being
+# kept.
 SLICE = 1024
 
 

@@ -3,22 +3,15 @@
 from .chunk import (
     Workspace,
     accumulate_transposed,
-    add_at,
     all_pairs,
-    close_rows,
-    finish_rows,
-    inverse_norms,
     is_open,
     largest_logits,
-    open_rows,
     plan_rows,
     prepare,
-    pull_rows,
-    scale_rows,
-    scatter_rows,
     sweep,
     times_candidates,
 )
+from .rows import add_at, close_rows, finish_rows, inverse_norms, open_rows, pull_rows, scale_rows, scatter_rows
 
 __all__ = [
     "Workspace",

@@ -30,7 +30,9 @@ def _(anchor, candidate, normalize, backend):
 
 
 @custom_op("fastcse::similarity_backward", mutates_args=())
-def similarity_backward(upstream: Tensor, anchor: Tensor, candidate: Tensor, normalize: bool, backend: str) -> list[Tensor]:
+def similarity_backward(
+    upstream: Tensor, anchor: Tensor, candidate: Tensor, normalize: bool, backend: str
+) -> list[Tensor]:
     """[danchor, dcandidate] for the upstream gradient (N, M)."""
     b = launchers(backend)
     a, c = b.prepare(anchor.detach()), b.prepare(candidate.detach())
@@ -80,7 +82,8 @@ def similarity(anchor: Tensor, candidate: Tensor, *, normalize: bool = True, bac
         backend:   "triton" | "cpp" | "reference"; None chooses by device and dtype.
 
     Returns:
-        (N, M) float32, float64 for float64 input. Half precision would make ties: among 4096 cosines a bfloat16 row holds about 1400 values.
+        (N, M) float32, float64 for float64 input. Half precision would make ties: among 4096 cosines a bfloat16 row
+        holds about 1400 values.
 
     Raises:
         ValueError: shapes, dtypes or devices disagree, empty input, unknown backend.

@@ -14,7 +14,8 @@ from .. import native
 from ..native import module as native_module
 
 NAMES = ("triton", "cpp", "reference")
-# Below this many pairs the calls around the kernels cost more than the kernels save: plain torch is as fast or faster (benchmarks/NOTES.md).
+# Below this many pairs the calls around the kernels cost more than the kernels save: plain torch is as fast or faster
+# (benchmarks/NOTES.md).
 SMALL_PAIRS = 0
 
 _last: str | None = None
@@ -81,7 +82,9 @@ def record(name: str) -> None:
 
 
 def choose_backend(anchor: Tensor, backend: str | None, pairs: int) -> str:
-    """The backend an op will use for these tensors. A forced one that cannot run is an error; a fallback is announced once."""
+    """The backend an op will use for these tensors. A forced one that cannot run is an error; a fallback is announced
+    once.
+    """
     if backend is not None:
         return _forced(backend, anchor)
     if anchor.dtype == torch.float64:
@@ -102,7 +105,10 @@ def _forced(backend: str, anchor: Tensor) -> str:
     if not status.available:
         raise RuntimeError(f"backend {backend!r} cannot run here: {status.reason}")
     if anchor.dtype == torch.float64:
-        raise ValueError(f"backend {backend!r} takes float32, float16 or bfloat16, got anchor of {anchor.dtype}; float64 runs on 'reference'")
+        raise ValueError(
+            f"backend {backend!r} takes float32, float16 or bfloat16, got anchor of {anchor.dtype}; "
+            "float64 runs on 'reference'"
+        )
     needed = "cpu" if backend == "cpp" or interpreting() else "cuda"
     if anchor.device.type != needed:
         raise ValueError(f"backend {backend!r} takes tensors on {needed!r}, got anchor on {anchor.device.type!r}")
@@ -112,7 +118,9 @@ def _forced(backend: str, anchor: Tensor) -> str:
 def _fall_back(missing: str) -> str:
     if missing not in _announced and not torch.compiler.is_compiling():
         _announced.add(missing)
-        warnings.warn(f"fastcse runs the slower 'reference' backend: {_status(missing).reason}", RuntimeWarning, stacklevel=5)
+        warnings.warn(
+            f"fastcse runs the slower 'reference' backend: {_status(missing).reason}", RuntimeWarning, stacklevel=5
+        )
     return "reference"
 
 

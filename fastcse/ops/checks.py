@@ -1,4 +1,6 @@
-"""What the caller may have got wrong, said once, with both values. Shapes, types and devices only: reading a value would stall a GPU."""
+"""What the caller may have got wrong, said once, with both values. Shapes, types and devices only: reading a value
+would stall a GPU.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +28,17 @@ def check_same_kind(name: str, x: Tensor, other_name: str, other: Tensor) -> Non
     """Same width, type and device."""
     check_rows(name, x)
     if x.shape[1] != other.shape[1]:
-        raise ValueError(f"{name} and {other_name} must have rows of one length, got {tuple(x.shape)} and {tuple(other.shape)}")
+        shapes = f"{tuple(x.shape)} and {tuple(other.shape)}"
+        raise ValueError(f"{name} and {other_name} must have rows of one length, got {shapes}")
     if x.dtype != other.dtype:
         raise ValueError(f"{name} and {other_name} must have one dtype, got {x.dtype} and {other.dtype}")
     if x.device != other.device:
         raise ValueError(f"{name} and {other_name} must be on one device, got {x.device} and {other.device}")
 
 
-def check_vector(name: str, x: Tensor, length: int, of: str, like: Tensor, dtype: torch.dtype | None = torch.int64) -> None:
+def check_vector(
+    name: str, x: Tensor, length: int, of: str, like: Tensor, dtype: torch.dtype | None = torch.int64
+) -> None:
     """A vector with one entry for each of `length` rows of `of`."""
     if not isinstance(x, Tensor) or x.shape != (length,):
         got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__

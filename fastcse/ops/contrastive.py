@@ -1,6 +1,7 @@
 """The one-sweep form as custom ops: opaque to torch.compile, with shapes and gradients registered.
 
-Arguments are flat because op schemas are: `rows`, `log_weights`, `ids` and `own_log_weights` hold one entry for each block of candidates.
+Arguments are flat because op schemas are: `rows`, `log_weights`, `ids` and `own_log_weights` hold one entry for each
+block of candidates.
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ from .backends import launchers, record
 
 STATS = ("lse", "positive_similarity", "similarity_sum", "count", "hardest_overall", "hardest", "hardest_col")
 TWICE = (
-    "the gradient of a fastcse loss cannot be differentiated again; float64 inputs or backend='reference' run in plain torch, where it can"
+    "the gradient of a fastcse loss cannot be differentiated again; "
+    "float64 inputs or backend='reference' run in plain torch, where it can"
 )
 
 
 def _problem(
-    anchor: Tensor, rows: list[Tensor], log_weights: list[Tensor | None], ids: list[Tensor | None], own_log_weights: list[float],
-    positive: Tensor | None, anchor_id: Tensor | None, inv_temperature: Tensor | None, temperature: float, transform: str, margin: float,
+    anchor: Tensor, rows: list[Tensor], log_weights: list[Tensor | None], ids: list[Tensor | None],
+    own_log_weights: list[float],
+    positive: Tensor | None, anchor_id: Tensor | None, inv_temperature: Tensor | None, temperature: float,
+    transform: str, margin: float,
     normalize: bool, needs_grad: list[bool], want_stats: bool, max_workspace_bytes: int | None, backend: str,
 ) -> Problem:  # fmt: skip
     b = launchers(backend)
@@ -39,10 +43,24 @@ def _problem(
     distinct = positive is None
     positive = torch.arange(anchor.shape[0], device=anchor.device) if positive is None else positive.contiguous()
     known = None if inv_temperature is not None else 1.0 / temperature
-    inv = torch.full((), known, **new) if inv_temperature is None else inv_temperature.detach().to(torch.float32).reshape(())
+    inv = (
+        torch.full((), known, **new)
+        if inv_temperature is None
+        else inv_temperature.detach().to(torch.float32).reshape(())
+    )
     logits = Logits(transform, margin, inv, known)
     return Problem(
-        anchor, scale, blocks, positive, distinct, _contiguous(anchor_id), logits, normalize, max_workspace_bytes, want_stats, b
+        anchor,
+        scale,
+        blocks,
+        positive,
+        distinct,
+        _contiguous(anchor_id),
+        logits,
+        normalize,
+        max_workspace_bytes,
+        want_stats,
+        b,
     )
 
 
@@ -62,12 +80,16 @@ def _gradients(g: Gradients, dtype: torch.dtype) -> list[Tensor]:
 
 
 def mean_forward(
-    anchor: Tensor, rows: list[Tensor], log_weights: list[Tensor | None], ids: list[Tensor | None], own_log_weights: list[float],
-    positive: Tensor | None, anchor_id: Tensor | None, inv_temperature: Tensor | None, temperature: float, transform: str,
-    margin: float, normalize: bool, needs_grad: list[bool], want_stats: bool, max_workspace_bytes: int | None, backend: str,
+    anchor: Tensor, rows: list[Tensor], log_weights: list[Tensor | None], ids: list[Tensor | None],
+    own_log_weights: list[float],
+    positive: Tensor | None, anchor_id: Tensor | None, inv_temperature: Tensor | None, temperature: float,
+    transform: str,
+    margin: float, normalize: bool, needs_grad: list[bool], want_stats: bool, max_workspace_bytes: int | None,
+    backend: str,
 ) -> list[Tensor]:  # fmt: skip
     """Sum of the row losses with its gradients already made: [sum, *stats, danchor, dinv_temperature, *drows]."""
-    p = _problem(anchor, rows, log_weights, ids, own_log_weights, positive, anchor_id, inv_temperature, temperature, transform, margin,
+    p = _problem(anchor, rows, log_weights, ids, own_log_weights, positive, anchor_id, inv_temperature, temperature,
+    transform, margin,
                  normalize, needs_grad, want_stats, max_workspace_bytes, backend)  # fmt: skip
     losses, g = one_sweep.mean_with_gradient(p)
     return [losses.sum(), *_stats(p), *_gradients(g, anchor.dtype)]
@@ -87,7 +109,8 @@ def _fake_gradients(anchor: Tensor, rows: list[Tensor], needs_grad: list[bool]) 
 
 
 @contrastive_mean.register_fake
-def _(anchor, rows, log_weights, ids, own_log_weights, positive, anchor_id, inv_temperature, temperature, transform, margin, normalize,
+def _(anchor, rows, log_weights, ids, own_log_weights, positive, anchor_id, inv_temperature, temperature, transform,
+margin, normalize,
       needs_grad, want_stats, max_workspace_bytes, backend):  # fmt: skip
     total = anchor.new_empty((), dtype=torch.float32)
     return [total, *_fake_stats(anchor, want_stats), *_fake_gradients(anchor, rows, needs_grad)]

@@ -21,13 +21,17 @@ from .contrastive import (
 
 
 def rows_forward(
-    anchor: Tensor, rows: list[Tensor], log_weights: list[Tensor | None], ids: list[Tensor | None], own_log_weights: list[float],
-    positive: Tensor | None, anchor_id: Tensor | None, inv_temperature: Tensor | None, temperature: float, transform: str,
-    margin: float, normalize: bool, needs_grad: list[bool], want_stats: bool, max_workspace_bytes: int | None, backend: str,
+    anchor: Tensor, rows: list[Tensor], log_weights: list[Tensor | None], ids: list[Tensor | None],
+    own_log_weights: list[float],
+    positive: Tensor | None, anchor_id: Tensor | None, inv_temperature: Tensor | None, temperature: float,
+    transform: str,
+    margin: float, normalize: bool, needs_grad: list[bool], want_stats: bool, max_workspace_bytes: int | None,
+    backend: str,
     symmetric: bool,
 ) -> list[Tensor]:  # fmt: skip
     """Loss of each row, and what the second pass needs: [loss, row, lse, column, column_lse, *stats]."""
-    p = _problem(anchor, rows, log_weights, ids, own_log_weights, positive, anchor_id, inv_temperature, temperature, transform, margin,
+    p = _problem(anchor, rows, log_weights, ids, own_log_weights, positive, anchor_id, inv_temperature, temperature,
+    transform, margin,
                  normalize, needs_grad, want_stats, max_workspace_bytes, backend)  # fmt: skip
     saved = two_pass.row_losses(p, symmetric)
     if not symmetric:
@@ -40,21 +44,29 @@ contrastive_rows = custom_op("fastcse::contrastive_rows", rows_forward, mutates_
 
 
 @contrastive_rows.register_fake
-def _(anchor, rows, log_weights, ids, own_log_weights, positive, anchor_id, inv_temperature, temperature, transform, margin, normalize,
+def _(anchor, rows, log_weights, ids, own_log_weights, positive, anchor_id, inv_temperature, temperature, transform,
+margin, normalize,
       needs_grad, want_stats, max_workspace_bytes, backend, symmetric):  # fmt: skip
     n, m = anchor.shape[0], rows[0].shape[0]
-    new = [anchor.new_empty(size, dtype=torch.float32) for size in (n, n, n, n if symmetric else 0, m if symmetric else 0)]
+    new = [
+        anchor.new_empty(size, dtype=torch.float32) for size in (n, n, n, n if symmetric else 0, m if symmetric else 0)
+    ]
     return [*new, *_fake_stats(anchor, want_stats)]
 
 
 def rows_backward(
     upstream: Tensor, saved: list[Tensor],
-    anchor: Tensor, rows: list[Tensor], log_weights: list[Tensor | None], ids: list[Tensor | None], own_log_weights: list[float],
-    positive: Tensor | None, anchor_id: Tensor | None, inv_temperature: Tensor | None, temperature: float, transform: str,
+    anchor: Tensor, rows: list[Tensor], log_weights: list[Tensor | None], ids: list[Tensor | None],
+    own_log_weights: list[float],
+    positive: Tensor | None, anchor_id: Tensor | None, inv_temperature: Tensor | None, temperature: float,
+    transform: str,
     margin: float, normalize: bool, needs_grad: list[bool], max_workspace_bytes: int | None, backend: str,
 ) -> list[Tensor]:  # fmt: skip
-    """Gradients for an upstream gradient of every row (N,): [danchor, dinv_temperature, *drows]. `saved` is [row, lse, column, column_lse]."""
-    p = _problem(anchor, rows, log_weights, ids, own_log_weights, positive, anchor_id, inv_temperature, temperature, transform, margin,
+    """Gradients for an upstream gradient of every row (N,): [danchor, dinv_temperature, *drows]. `saved` is [row,
+    lse, column, column_lse].
+    """
+    p = _problem(anchor, rows, log_weights, ids, own_log_weights, positive, anchor_id, inv_temperature, temperature,
+    transform, margin,
                  normalize, needs_grad, False, max_workspace_bytes, backend)  # fmt: skip
     column = saved[2:] if saved[2].numel() else (None, None)
     g = two_pass.row_gradients(p, two_pass.RowLosses(saved[0], saved[1], *column), upstream)
@@ -65,7 +77,8 @@ contrastive_rows_backward = custom_op("fastcse::contrastive_rows_backward", rows
 
 
 @contrastive_rows_backward.register_fake
-def _(upstream, saved, anchor, rows, log_weights, ids, own_log_weights, positive, anchor_id, inv_temperature, temperature, transform, margin,
+def _(upstream, saved, anchor, rows, log_weights, ids, own_log_weights, positive, anchor_id, inv_temperature,
+temperature, transform, margin,
       normalize, needs_grad, max_workspace_bytes, backend):  # fmt: skip
     return _fake_gradients(anchor, rows, needs_grad)
 
@@ -91,7 +104,8 @@ def _backward(ctx, grads):
     optional = [next(rest) if present else None for present in ctx.present]
     own, temperature, transform, margin, normalize, needs_grad, workspace, backend = ctx.plain
     gradients = contrastive_rows_backward(
-        grads[0], [row, lse, column, column_lse], anchor, rows, optional[:k], optional[k : 2 * k], own, *optional[2 * k :], temperature,
+        grads[0], [row, lse, column, column_lse], anchor, rows, optional[:k], optional[k : 2 * k], own,
+        *optional[2 * k :], temperature,
         transform, margin, normalize, needs_grad, workspace, backend,
     )  # fmt: skip
     return (*_as_arguments(gradients, ctx), None)

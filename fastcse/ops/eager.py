@@ -1,7 +1,7 @@
 """The same forward and backward functions as the custom ops, behind plain autograd functions.
 
-A custom op with lists of tensors costs several hundred microseconds a call in eager mode, more than the whole loss of a small batch. Where nothing
-traces, it is left out; `call` decides.
+A custom op with lists of tensors costs several hundred microseconds a call in eager mode, more than the whole loss of
+a small batch. Where nothing traces, it is left out; `call` decides.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ class _Mean(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, upstream, *_):
         scaled = [g * upstream if needed else None for g, needed in zip(ctx.saved_tensors, ctx.needs)]
-        return (None, *[g if g is None or g.dtype == s.dtype else g.to(s.dtype) for g, s in zip(scaled, ctx.saved_tensors)])
+        return (
+            None,
+            *[g if g is None or g.dtype == s.dtype else g.to(s.dtype) for g, s in zip(scaled, ctx.saved_tensors)],
+        )
 
 
 class _Rows(torch.autograd.Function):

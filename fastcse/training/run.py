@@ -11,7 +11,8 @@ from datasets import Dataset
 from transformers import set_seed
 
 from ..evaluation.files import InputError
-from ..evaluation.sts import StsEvaluator, read_sts, sts_folder
+from ..evaluation.spearman import StsEvaluator
+from ..evaluation.sts import read_sts, sts_folder
 from ..integrations.sentence_transformers import FusedContrastiveLoss
 from .checkpoints import prepare_output
 from .data import check_fills_a_batch, read_corpus, read_pairs

@@ -1,0 +1,109 @@
+"""Row-wise work over the C++ module, one pass over memory each: norms, positives, and the last steps of the gradients."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..pairs import SHORTEST_NORM, Block, Logits, RowChunk
+from .module import _C
+
+
+def _stride(x: Tensor) -> int:
+    return x.stride(0) if x.shape[0] > 1 else x.shape[1]
+
+
+def inverse_norms(x: Tensor) -> Tensor:
+    """(N,) 1 / |x_i|; 0 for a zero row."""
+    scale = torch.empty(x.shape[0], dtype=torch.float32)
+    _C.inverse_norms(x.data_ptr(), _stride(x), *x.shape, SHORTEST_NORM, scale.data_ptr(), torch.get_num_threads())
+    return scale
+
+
+def inv_temperature(logits: Logits) -> float:
+    """1 / temperature as a number; on the CPU a tensor can be read."""
+    value = logits.inv_temperature_value
+    return float(logits.inv_temperature) if value is None else value
+
+
+def open_rows(
+    rows: Tensor, scale: Tensor, block: Block, index: Tensor, logits: Logits, ceiling: Tensor | float, offset: float
+) -> Tensor:
+    """(3, R): similarity and logit of each row's positive, and shift = max(logit, ceiling) + offset."""
+    n, d = rows.shape
+    out = torch.empty(3, n, dtype=torch.float32)
+    by_row = ceiling.expand(n).contiguous() if isinstance(ceiling, Tensor) else None
+    _C.open_rows(
+        logits.transform, rows.data_ptr(), _stride(rows), scale.data_ptr(), block.rows.data_ptr(), _stride(block.rows),
+        block.scale.data_ptr(), index.data_ptr(), n, d, address(by_row), 0.0 if by_row is not None else ceiling,
+        offset,
+        inv_temperature(logits), logits.margin, out.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
+def close_rows(chunk: RowChunk) -> Tensor:
+    """(3, R): loss, the positive's share 1 - p, and 1 / Z."""
+    n = chunk.rows.shape[0]
+    out = torch.empty(3, n, dtype=torch.float32)
+    _C.close_rows(chunk.sum.data_ptr(), chunk.shift.data_ptr(), chunk.logit.data_ptr(), n, out.data_ptr())
+    return out
+
+
+def pull_rows(chunk: RowChunk, block: Block, logits: Logits, share: Tensor, inverse: Tensor | None) -> Tensor:
+    """(3, R): factor of the weights' rows, pull between a row and its positive, part of the gradient of 1 /
+    temperature.
+    """
+    n = chunk.rows.shape[0]
+    out = torch.empty(3, n, dtype=torch.float32)
+    _C.pull_rows(
+        logits.transform, share.data_ptr(), address(inverse), chunk.similarity.data_ptr(), chunk.f_sum.data_ptr(),
+        chunk.scale.data_ptr(), block.scale.data_ptr(), chunk.positive.data_ptr(), n, inv_temperature(logits),
+        logits.margin, out.data_ptr(),
+    )  # fmt: skip
+    return out
+
+
+def address(x: Tensor | None, first: int = 0) -> int:
+    """Where entry `first` of a vector lies; 0 for an absent one."""
+    return 0 if x is None else x.data_ptr() + first * x.element_size()
+
+
+def scale_rows(rows: Tensor, factor: Tensor) -> Tensor:
+    """rows_i factor_i, in the type that `accumulate_transposed` multiplies with."""
+    return rows * factor[:, None]
+
+
+def finish_rows(
+    out: Tensor,
+    rows: Tensor,
+    scale: Tensor | None,
+    *,
+    factor: Tensor | None = None,
+    pull: Tensor | None = None,
+    block: Block | None = None,
+    index: Tensor | None = None,
+) -> None:
+    """out_i <- factor_i out_i - pull_i candidate_{index_i}, less its part along rows_i where `scale` is given. One
+    pass, in place.
+    """
+    c = block.rows if block is not None else None
+    _C.finish_rows(
+        out.data_ptr(), *out.shape, address(factor), address(pull), address(c),
+        _stride(c) if c is not None else 0, address(index),
+        rows.data_ptr(), _stride(rows), address(scale), torch.get_num_threads(),
+    )  # fmt: skip
+
+
+def scatter_rows(out: Tensor, rows: Tensor, pull: Tensor, index: Tensor, distinct: bool) -> None:
+    """out_{index_i} -= pull_i rows_i, in a fixed order."""
+    _C.scatter_rows(
+        out.data_ptr(), out.shape[1], rows.data_ptr(), _stride(rows), pull.data_ptr(), index.data_ptr(),
+        rows.shape[0], distinct,
+        torch.get_num_threads(),
+    )  # fmt: skip
+
+
+def add_at(out: Tensor, index: Tensor, values: Tensor) -> Tensor:
+    """out_{index_i} += values_i for vectors, in the order of i."""
+    return out.index_add_(0, index, values)

@@ -1,0 +1,214 @@
+"""The command line: JSON alone on stdout, one sentence for each mistake, and a quick start."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from tiny_encoder import sentences, write_tiny_encoder
+from typer.testing import CliRunner
+
+import fastcse
+from fastcse.cli import app, commands
+from fastcse.cli.eval import mean_spearman
+from fastcse.evaluation.spearman import StsResult, evaluate_sts
+from fastcse.evaluation.sts import find_sts
+from fastcse.training import run
+from fastcse.training.encoders import load_encoder
+
+
+@pytest.fixture(scope="module")
+def encoder_path(tmp_path_factory):
+    return write_tiny_encoder(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A corpus and a folder with two STS files."""
+    (tmp_path / "corpus.txt").write_text("\n".join(sentences(16)), encoding="utf-8")
+    (tmp_path / "sts").mkdir()
+    for seed, name in ((1, "stsb.dev.tsv"), (3, "sts16.tsv")):
+        a, b = sentences(12, seed=seed), sentences(12, seed=seed + 1)
+        rows = "".join(f"{x}\t{y}\t{i % 6}\n" for i, (x, y) in enumerate(zip(a, b)))
+        (tmp_path / "sts" / name).write_text("sentence1\tsentence2\tscore\n" + rows, encoding="utf-8")
+    return tmp_path
+
+
+def call(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def train_arguments(files, encoder_path, *more):
+    return (
+        "train", "--corpus", files / "corpus.txt", "--model", encoder_path, "--output-dir", files / "out",
+        "--batch-size", 4, "--max-steps", 4, "--sts-dir", files / "sts", *more,
+    )  # fmt: skip
+
+
+def test_info_is_truthful():
+    facts = json.loads(call("info", "--json").stdout)
+    assert {name: status["available"] for name, status in facts["backends"].items()} == {
+        name: status.available for name, status in fastcse.backends().items()
+    }
+    assert all(status["reason"] for status in facts["backends"].values())
+    assert facts["fastcse"] == fastcse.__version__ == call("--version").stdout.strip()
+    assert facts["cpu"]["threads"] >= 1
+    table = call("info").stdout
+    assert all(name in table for name in ("torch", "triton", "cpp", "reference", facts["cpu"]["capability"]))
+
+
+def test_train_prints_json_alone_and_eval_scores_the_saved_model(files, encoder_path):
+    trained = call(*train_arguments(files, encoder_path, "--objective", "focal", "--margin", 0.2, "--json"))
+    assert trained.exit_code == 0, trained.output
+    report = json.loads(trained.stdout)
+    assert report["options"]["objective_options"] == {"temperature": 0.05, "margin": 0.2}
+    assert report["backend"] in fastcse.backends()
+    assert [step for step, _ in report["dev"]] == [1, 2, 3, 4]
+    assert "train focal" in trained.stderr  # the progress bar
+
+    scored = call("eval", files / "out", "--sts-dir", files / "sts", "--json")
+    assert scored.exit_code == 0, scored.output
+    result = json.loads(scored.stdout)
+    by_name = {one["name"]: one["spearman"] for one in result["files"]}
+    assert by_name["stsb.dev.tsv"] == report["dev_best"]
+    direct = evaluate_sts(load_encoder(str(files / "out")), find_sts(files / "sts"))
+    assert by_name == {one.name: one.spearman for one in direct}
+    assert result["mean_spearman"] == pytest.approx(sum(by_name.values()) / 2, abs=0.006)
+
+
+def test_tables_say_what_ran(files, encoder_path):
+    trained = call(*train_arguments(files, encoder_path, "--backend", "reference"))
+    assert trained.exit_code == 0, trained.output
+    for word in ("reference", "focal (temperature 0.05, margin 0.3)", "4 of batch 4", "before", "at step"):
+        assert word in trained.stdout
+    scored = call("eval", encoder_path, "--sts-dir", files / "sts", "--pooling", "cls")
+    for word in ("stsb.dev.tsv", "sts16.tsv", "Spearman x 100", "alignment", "uniformity", "mean"):
+        assert word in scored.stdout
+
+
+def test_mean_is_over_rounded_scores_that_exist():
+    results = [StsResult("a", 2, 70.01, None, None), StsResult("b", 2, 80.02, None, None)]
+    assert mean_spearman([*results, StsResult("c", 2, None, None, None)]) == 75.02  # 75.015, half to even
+    assert mean_spearman([]) is None
+
+
+def test_train_resumes(files, encoder_path):
+    assert call(*train_arguments(files, encoder_path)).exit_code == 0
+    again = call(*train_arguments(files, encoder_path))
+    assert again.exit_code == 2
+    assert "add --resume" in again.stderr
+    assert call(*train_arguments(files, encoder_path, "--resume", "--json")).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("eval", "minilm", "--sts-dir", "{}/none"), "--sts-dir '{}/none' is missing"),
+        (("eval", "{}/none", "--sts-dir", "{}/sts"), "MODEL '{}/none' is not a folder"),
+        (("eval", "{}/sts", "--sts-dir", "{}/sts"), "MODEL '{}/sts' cannot be loaded"),
+        (("eval", "minilm", "--sts-dir", "{}/sts", "--pooling", "max"), "--pooling 'max' is unknown"),
+        (("eval", "minilm", "--sts-dir", "{}/sts", "--batch-size", "0"), "--batch-size is 0: expected at least 1"),
+        (("train", "--output-dir", "{}/o"), "exactly one of --corpus and --pairs, got None and None"),
+        (("train", "--output-dir", "{}/o", "--corpus", "{}/none"), "--corpus '{}/none' does not exist"),
+        (("train", "--output-dir", "{}/o", "--corpus", "c", "--objective", "mse"), "--objective 'mse' is unknown"),
+        (("train", "--output-dir", "{}/o", "--corpus", "c", "--temperature", "0"), "--temperature is 0.0: expected"),
+        (("train", "--output-dir", "{}/o", "--corpus", "c", "--backend", "x"), "--backend 'x' is unknown"),
+        (("demo", "--output-dir", "{}/o", "--max-steps", "0"), "--max-steps is 0: expected at least 1"),
+        (("demo", "--output-dir", "{}/corpus.txt"), "--output-dir '{}/corpus.txt' cannot be made: File exists"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(files, arguments, says):
+    result = call(*(argument.format(files) for argument in arguments))
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    sentence = [line for line in result.stderr.splitlines() if not line.startswith("read docstrings")]
+    assert len(sentence) == 1
+    assert sentence[0].startswith("Error: ")
+    assert says.format(files) in sentence[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["train", "--output-dir", "o", "--lr", "fast"], "Invalid value for '--lr': 'fast' is not a number"),
+        (["train", "--output-dir", "o", "--seed", "1.5"], "Invalid value for '--seed': '1.5' is not a whole number"),
+        (["train"], "Missing option '--output-dir'"),
+        (["eval", "minilm"], "Missing option '--sts-dir'"),
+        (["mine"], "No such command 'mine'"),
+        (["info", "--jsn"], "No such option: --jsn"),
+    ],
+)
+def test_a_wrong_option_is_one_sentence_and_exit_code_2(arguments, says, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["fastcse", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        commands.main()
+    output = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert output.out == ""
+    assert output.err.startswith(f"Error: {says}")
+    assert len(output.err.splitlines()) == 1
+
+
+def test_no_command_prints_the_help(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["fastcse"])
+    with pytest.raises(SystemExit) as stopped:
+        commands.main()
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("info", "train", "eval", "demo"))
+
+
+def test_our_own_faults_keep_their_traceback(files, encoder_path, monkeypatch):
+    def broken(options):
+        raise ValueError("a fault of ours")
+
+    monkeypatch.setattr(run, "train", broken)
+    result = call(*train_arguments(files, encoder_path))
+    assert isinstance(result.exception, ValueError)
+    assert "Error:" not in result.stderr
+
+
+def test_a_missing_extra_names_its_install_command(files, encoder_path, monkeypatch):
+    def missing(options):
+        raise ModuleNotFoundError("No module named 'datasets'", name="datasets")
+
+    monkeypatch.setattr(run, "train", missing)
+    result = call(*train_arguments(files, encoder_path))
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1].endswith("pip install 'fastcse[train]'")
+
+
+def test_ctrl_c_stops_quietly(files, encoder_path, monkeypatch):
+    def interrupted(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "train", interrupted)
+    result = call(*train_arguments(files, encoder_path))
+    assert result.exit_code == 130
+    assert result.stderr.splitlines()[-1] == "Stopped."
+
+
+def shell(*command):
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment)
+
+
+def test_the_module_runs_as_a_program(files):
+    done = shell("-m", "fastcse.cli", "eval", "minilm", "--sts-dir", str(files / "none"))
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith(f"Error: --sts-dir '{files}/none' is missing")
+
+
+def test_help_waits_for_no_training_library():
+    code = (
+        "import sys; from fastcse.cli import commands; sys.argv = ['fastcse', 'train', '--help']\n"
+        "try: commands.main()\nexcept SystemExit: pass\n"
+        "print([x for x in ('transformers', 'sentence_transformers', 'datasets', 'matplotlib') if x in sys.modules])"
+    )
+    done = shell("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "--objective" in done.stdout
