@@ -46,7 +46,13 @@ def train_arguments(files, encoder_path, *more):
     )  # fmt: skip
 
 
-def test_info_is_truthful():
+def test_info_is_truthful(monkeypatch):
+    status = {"cpp": fastcse.BackendStatus(True, "built"), "triton": fastcse.BackendStatus(False, "no device")}
+    with monkeypatch.context() as patch:
+        patch.setattr("fastcse.ops.backends.backends", lambda: status)
+        assert json.loads(call("info", "--json").stdout)["backends"] == {
+            "cpp": {"available": True, "reason": "built"}, "triton": {"available": False, "reason": "no device"},
+        }  # fmt: skip
     facts = json.loads(call("info", "--json").stdout)
     assert {name: status["available"] for name, status in facts["backends"].items()} == {
         name: status.available for name, status in fastcse.backends().items()

@@ -193,9 +193,18 @@ def scenarios(device, backend):
 
 
 def record(call):
-    with Recorder() as recorder:
-        loss = call()
-        recorder.backward = True
+    """The custom ops that `call` and its backward reach when compiled; eagerly it may take a shorter way past them."""
+    recorder = Recorder()
+
+    def backend(graph, example_inputs):
+        def watched(*args):
+            with recorder:
+                return graph(*args)
+        return watched
+    torch._dynamo.reset()
+    loss = torch.compile(call, fullgraph=True, backend=backend)()
+    recorder.backward = True
+    with recorder:
         loss.backward()
     return recorder.calls
 

@@ -103,11 +103,14 @@ def test_whole_modules_are_held_out_of_every_package():
     split = split_pairs(pairs, held_out=1000, seed=0)
     inside, outside = ({group(pair) for pair in side} for side in (split.train, split.held_out))
     assert not inside & outside
+    assert split.dropped == 0
     assert {name.partition(".")[0] for name in outside} == {"p", "q"}
     assert 20 <= len(split.held_out) <= 60
     assert split == split_pairs(pairs, held_out=1000, seed=0)
     assert outside != {group(pair) for pair in split_pairs(pairs, held_out=1000, seed=1).held_out}
-    assert len(split_pairs(pairs, held_out=7, seed=0).held_out) == 7
+    few = split_pairs(pairs, held_out=7, seed=0)
+    assert len(few.held_out) == 7
+    assert few.train == split.train  # what is not sampled of a held-out module is not trained on either
 
 
 def test_a_private_twin_goes_with_its_module():

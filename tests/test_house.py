@@ -18,7 +18,8 @@ ROOT = Path(fastcse.__file__).resolve().parent
 FILES = sorted(ROOT.rglob("*.py"))
 every_file = pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 
-# A module imports from lower floors and from its own room; rooms of one floor do not know one another.
+# A module imports from lower floors and from its own room. Rooms of one floor may know one another, without a circle;
+# the backends may not: each is written against what lies below, so that any one of them can be taken out.
 FLOORS = [
     {"transforms", "pairs"},
     {"kernels", "native", "reference"},
@@ -31,15 +32,16 @@ FLOORS = [
     {"cli"},
 ]
 LEVEL = {room: level for level, floor in enumerate(FLOORS) for room in floor}
+STRANGERS = FLOORS[1]
 # The compiled module is the C++ half of `native`, and nobody else's business.
 MAY_IMPORT_C = {"native"}
 # What a floor may not lean on, whatever lies below it.
-BANNED = {"kernels": {"torch.nn", "torch.autograd"}, "engine": {"torch.nn", "torch.autograd", "triton"},
+BANNED = {"kernels": {"torch.nn", "torch.autograd"}, "engine": {"torch.autograd", "triton"},
           "transforms": {"triton"}, "native": {"triton", "torch.nn", "torch.autograd"}, "losses": {"triton"},
           "modules": {"triton"}}
 # file or file::function, and why it may be longer than the house allows.
 EXCUSED_SIZE: dict[str, str] = {}
-# Long lists of keyword arguments with their docstring are counted without the docstring.
+# A function is counted from its first statement after the docstring: a long signature or formula is not long code.
 MOST_LINES, MOST_BODY = 250, 40
 
 
@@ -72,8 +74,10 @@ def misplaced(path):
         if target == "_C":
             if room not in MAY_IMPORT_C:
                 yield name
-        elif target != room and LEVEL.get(target, LEVEL["__init__"]) >= LEVEL[room]:
-            yield name
+        elif target != room:
+            level = LEVEL.get(target, LEVEL["__init__"])
+            if level > LEVEL[room] or {target, room} <= STRANGERS:
+                yield name
 
 
 @every_file
@@ -95,13 +99,26 @@ def test_imports_stay_below(path):
     ("engine/planted.py", "import fastcse.ops.backends", True),
     ("losses/planted.py", "from fastcse import infonce_loss", True),
     ("training/planted.py", "from fastcse import infonce_loss", False),
-    ("training/planted.py", "from fastcse.evaluation import sts", True),
+    ("training/planted.py", "from fastcse.evaluation import sts", False),
+    ("training/planted.py", "from fastcse.cli import console", True),
     ("cli/planted.py", "import fastcse.training", False),
-    ("transforms.py", "from . import pairs", True),
 ])
 def test_the_floor_test_can_fail(monkeypatch, file, line, wrong):
     monkeypatch.setattr(Path, "read_text", lambda self: line)
     assert bool(list(misplaced(ROOT / file))) == wrong
+
+
+def test_rooms_of_one_floor_import_in_no_circle():
+    knows = {room: set() for room in LEVEL}
+    for path in FILES:
+        for name in imported(path):
+            parts = name.split(".")
+            if parts[0] == "fastcse" and len(parts) > 1 and parts[1] in LEVEL and parts[1] != room_of(path):
+                knows[room_of(path)].add(parts[1])
+    while ready := [room for room, others in knows.items() if not others & set(knows)]:
+        for room in ready:
+            del knows[room]
+    assert not knows, f"these rooms import one another: {knows}"
 
 
 @every_file
@@ -186,18 +203,23 @@ def test_all_names_exist_and_nothing_else_is_public():
 # ---------------------------------------------------------------- docstrings
 
 PUBLIC = [name for name in fastcse.__all__ if inspect.isroutine(getattr(fastcse, name)) or inspect.isclass(getattr(fastcse, name))]
+FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 RESULTS = {"BackendStatus", "ContrastiveStats", "LossAndStats"}   # returned, never called
+
+
+def scope():
+    """What an example may use without importing it."""
+    return {"torch": torch, "fastcse": fastcse} | {name: getattr(fastcse, name) for name in fastcse.__all__}
 
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_docstring_examples_run(name):
     thing = getattr(fastcse, name)
     assert thing.__doc__, f"{name} has no docstring"
-    scope = {"torch": torch, "fastcse": fastcse} | {n: getattr(fastcse, n) for n in fastcse.__all__}
-    tests = [t for t in doctest.DocTestFinder().find(thing, name, globs=scope) if t.examples]
+    tests = [t for t in doctest.DocTestFinder().find(thing, name, globs=scope()) if t.examples]
     assert tests or name in RESULTS, f"{name} shows no example"
     for test in tests:
-        outcome = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE).run(test)
+        outcome = doctest.DocTestRunner(optionflags=FLAGS).run(test)
         assert outcome.failed == 0
 
 
@@ -205,8 +227,7 @@ def test_docstring_examples_run(name):
                          ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_other_example_runs(path):
     name = ".".join(["fastcse", *path.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__")
-    outcome = doctest.testmod(importlib.import_module(name), extraglobs={"torch": torch, "fastcse": fastcse},
-                              optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    outcome = doctest.testmod(importlib.import_module(name), extraglobs=scope(), optionflags=FLAGS)
     assert outcome.failed == 0
 
 

@@ -30,10 +30,11 @@ def cases(draw, largest):
               ids(k) if masked and draw(st.booleans()) else None, draw(st.booleans()))
         for k in (max(n, draw(size)) for _ in range(draw(st.integers(0, 2)))))
     focal = draw(st.booleans())
+    in_batch = masked and (draw(st.booleans()) or all(e.id is None for e in extras))
     case = Case(rows(n), rows(m), torch.randint(0, m, (n,), generator=g), extras, focal=focal,
                 temperature=draw(st.sampled_from([0.02, 0.05, 0.3, 1.0])), margin=draw(st.sampled_from([0.0, 0.3, -0.2])),
                 detach=focal and draw(st.booleans()), symmetric=draw(st.booleans()),
-                anchor_id=ids(n) if masked else None, candidate_id=ids(m) if masked and draw(st.booleans()) else None)
+                anchor_id=ids(n) if masked else None, candidate_id=ids(m) if in_batch else None)
     return case, torch.randn(n, generator=g)
 
 

@@ -9,9 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from safetensors.torch import load_file
+from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
+from sentence_transformers.sentence_transformer.modules import Normalize
 from tiny_encoder import WIDTH, sentences, write_tiny_encoder
 
 import fastcse
@@ -243,6 +245,37 @@ def test_minilm_has_dropout_and_other_weights_are_refused(monkeypatch, tmp_path)
         find_minilm()
 
 
+def test_minilm_is_looked_for_in_the_cache_then_the_hub_then_the_package(monkeypatch, tmp_path):
+    asked = []
+
+    def snapshot(*args, local_files_only, **kwargs):
+        asked.append("cache" if local_files_only else "hub")
+        if local_files_only:
+            raise LocalEntryNotFoundError("not cached")
+        return str(tmp_path)
+
+    monkeypatch.setattr(encoders, "snapshot_download", snapshot)
+    monkeypatch.setattr(encoders, "_from_package", lambda: asked.append("package"))
+    for offline, files, expected in (
+        (False, ["model.safetensors"], ["cache", "hub", "package"]),  # a part of the model is not the model
+        (True, ["modules.json"], ["cache", "package"]),
+        (False, [], ["cache", "hub"]),
+    ):
+        monkeypatch.setattr(encoders.constants, "HF_HUB_OFFLINE", offline)
+        for name in files:
+            (tmp_path / name).write_bytes(b"{}")
+        with pytest.raises(InputError):
+            find_minilm()
+        assert asked == expected
+        asked.clear()
+
+
+def test_pooling_needs_a_pooling_layer(tmp_path, encoder):
+    SentenceTransformer(modules=[encoder[0], Normalize()], device="cpu").save_pretrained(str(tmp_path))
+    with pytest.raises(InputError, match=r"--pooling 'cls' needs a pooling layer, but MODEL '.*' has"):
+        load_encoder(str(tmp_path), pooling="cls", argument="MODEL")
+
+
 def test_an_encoder_that_is_not_there_is_one_sentence(tmp_path):
     for name, says in ((str(tmp_path / "no"), "is not a folder"), (str(tmp_path), "cannot be loaded")):
         with pytest.raises(InputError, match=says) as caught:
@@ -293,11 +326,12 @@ def test_evaluations_are_simcses_or_four(steps, interval):
 # The run
 
 
-def test_training_learns_pairs_with_hard_negatives(tmp_path, options):
+def test_training_learns_pairs_with_hard_negatives(tmp_path, options, capsys):
     anchors, negatives = sentences(32, seed=5), sentences(32, seed=6)
     rows = [f"{a}\t{' '.join(reversed(a.split()))}\t{n}" for a, n in zip(anchors, negatives)]
     (tmp_path / "pairs.tsv").write_text("\n".join(rows), encoding="utf-8")
     report = train(options(corpus=None, pairs=str(tmp_path / "pairs.tsv"), max_steps=40, eval_steps=40, lr=3e-3))
+    assert capsys.readouterr().out == ""
     assert np.mean(losses(report)[-5:]) < 0.6 * np.mean(losses(report)[:5])
     assert report.backend in fastcse.backends()
     assert report.dev == []
@@ -380,7 +414,11 @@ def test_a_killed_run_resumes_with_the_same_losses(options, tmp_path, monkeypatc
     (tmp_path / "out" / "checkpoint-10" / "trainer_state.json").write_text('{"half', encoding="utf-8")
     assert last_checkpoint(tmp_path / "out").name == f"checkpoint-{kept}"
 
-    resumed = train(options(resume=True, sts_dir=sts_dir, eval_steps=interval))
+    made = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "on_step_end", lambda self, args, state, *_, **__: made.append(state.global_step))
+        resumed = train(options(resume=True, sts_dir=sts_dir, eval_steps=interval))
+    assert made == list(range(kept + 1, 9))
     assert resumed.loss == whole.loss
     assert resumed.dev == whole.dev
     assert (resumed.steps, resumed.new_steps) == (8, 8 - kept)
@@ -395,6 +433,16 @@ def test_the_seed_decides(options, tmp_path):
     )
     assert first == again
     assert first != other
+
+
+def test_the_seed_decides_weights_that_the_checkpoint_lacks(options, tmp_path, encoder_path):
+    partial = shutil.copytree(encoder_path, tmp_path / "partial")
+    weights = {k: v for k, v in load_file(partial / "model.safetensors").items() if ".layer.1." not in k}
+    save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
+    first, again = (
+        losses(train(options(output_dir=str(tmp_path / name), model=str(partial), max_steps=1))) for name in "ab"
+    )
+    assert first == again
 
 
 def test_resuming_needs_the_same_run(options, tmp_path):
@@ -421,6 +469,11 @@ def test_a_run_that_cannot_work_is_refused_before_it_starts(options, tmp_path):
     (tmp_path / "file").write_text("x", encoding="utf-8")
     with pytest.raises(InputError, match=r"--output-dir '.*' cannot be written"):
         train(options(output_dir=str(tmp_path / "file" / "out")))
+
+
+def test_a_diverged_run_says_so(options):
+    with pytest.raises(InputError, match=r"the loss is nan at step [0-9]: --lr 1e\+38 may be too high"):
+        train(options(lr=1e38))
 
 
 def test_a_corpus_needs_dropout(options, tmp_path):

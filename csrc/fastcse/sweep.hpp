@@ -42,13 +42,15 @@ struct Segment {
         const f32v raw = whole ? load(dot) : load_first(dot, lanes);
         const f32v s = raw * (t.row_scale[row] * col_scale);
         const f32v f = Transform::f(s, t.margin);
-        const f32v x = f * t.inv_temperature + bias;
-        const f32v e = whole ? exp(x - t.row_shift[row]) : first(exp(x - t.row_shift[row]), lanes);
+        // The shift joins before the product is rounded: the rounding error is then that of x - c, not of x.
+        const f32v row_exponent = f * t.inv_temperature + (bias - t.row_shift[row]);
+        const f32v e = whole ? exp(row_exponent) : first(exp(row_exponent), lanes);
         sums.e += e;
         f32v weighted = e * weight;
         if constexpr (COLS) {
             const f32v shift = whole ? load(t.col_shift + j) : load_first(t.col_shift + j, lanes);
-            const f32v e_col = whole ? exp(x - shift) : first(exp(x - shift), lanes);
+            const f32v col_exponent = f * t.inv_temperature + (bias - shift);
+            const f32v e_col = whole ? exp(col_exponent) : first(exp(col_exponent), lanes);
             if constexpr (STORE)
                 weighted += e_col * (whole ? load(t.col_weight + j) : load_first(t.col_weight + j, lanes));
             else if (whole)

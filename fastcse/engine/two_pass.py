@@ -15,12 +15,23 @@ from .problem import HEADROOM, OFF_POWERS_OF_TWO, Gradients, Problem
 
 @dataclass
 class RowLosses:
-    """First pass: `row` (N,) loss, `lse` (N,); of the column direction `column` (N,) loss and `column_lse` (M,)."""
+    """First pass: `row` (N,) loss, and what it was taken with: `shift` (N,), `inverse` (N,) 1 / Z.
+
+    The same of the column direction: `column` (N,) loss of each anchor's positive, `column_shift` and
+    `column_inverse` (M,). Shift and sum stay apart: their logarithm together, the lse, would be rounded at the
+    magnitude of the logits, and every weight of the second pass would have that error.
+    """
 
     row: Tensor
-    lse: Tensor
-    column: Tensor | None = None
-    column_lse: Tensor | None = None
+    shift: Tensor
+    inverse: Tensor
+    column: Tensor
+    column_shift: Tensor
+    column_inverse: Tensor
+
+    @property
+    def symmetric(self) -> bool:
+        return self.column.numel() > 0
 
 
 def row_losses(p: Problem, symmetric: bool) -> RowLosses:
@@ -29,7 +40,7 @@ def row_losses(p: Problem, symmetric: bool) -> RowLosses:
     exact = _exact_shifts(p, opened) if symmetric else None
     columns = _new_columns(p, opened[1], exact) if symmetric else None
     size = p.launchers.plan_rows(p.anchor.shape[0], p.blocks, False, p.max_workspace_bytes)
-    space, losses = p.launchers.Workspace(size, p.blocks, False), []
+    space, parts = p.launchers.Workspace(size, p.blocks, False), []
     for rows in p.chunks(size):
         here = opened[:, rows].contiguous()
         chunk = p.chunk(rows, here, None if exact is None else exact[0][rows].contiguous())
@@ -37,11 +48,12 @@ def row_losses(p: Problem, symmetric: bool) -> RowLosses:
             sweep_blocks(p, chunk, space, False, columns)
         else:
             sweep_in_range(p, chunk, space, False)
-        losses.append(p.launchers.close_rows(chunk)[0])
-        p.finish_stats(chunk, losses[-1])
-    row = torch.cat(losses)
-    column = _column_losses(p, columns, opened[1]) if symmetric else (None, None)
-    return RowLosses(row, opened[1] + row, *column)
+        loss, _, inverse = p.launchers.close_rows(chunk)
+        parts.append((loss, chunk.shift, inverse))
+        p.finish_stats(chunk, loss)
+    row = [torch.cat(part) for part in zip(*parts)]
+    column = _column_losses(p, columns, opened[1]) if symmetric else [row[0].new_empty(0) for _ in range(3)]
+    return RowLosses(*row, *column)
 
 
 def _exact_shifts(p: Problem, opened: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -75,33 +87,33 @@ def _new_columns(p: Problem, x_positive: Tensor, exact: tuple[Tensor, Tensor] | 
     return Columns(shift, sum=torch.zeros_like(shift))
 
 
-def _column_losses(p: Problem, columns: Columns, x_positive: Tensor) -> tuple[Tensor, Tensor]:
-    """(N,) loss of each anchor's positive among all anchors, and (M,) log of each column's sum."""
+def _column_losses(p: Problem, columns: Columns, x_positive: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(N,) loss of each anchor's positive among all anchors; (M,) shift and inverse of each column's sum."""
     e = torch.exp(x_positive - columns.shift[p.positive])  # (N,)
     together = p.launchers.add_at(torch.zeros_like(columns.sum), p.positive, e)  # (M,)
     # Other anchors may have the same positive. Where none has, the difference is exactly 0 and nothing cancels.
     others = columns.sum[p.positive] + (together[p.positive] - e)
     loss = softplus(others.log() + (columns.shift[p.positive] - x_positive))
-    return loss, (columns.sum + together).log() + columns.shift
+    z = columns.sum + together
+    # A column that no anchor may see is nobody's positive: it has no loss, and carries no gradient.
+    return loss, columns.shift, torch.where(z > 0, 1 / z, 0.0)
 
 
 def row_gradients(p: Problem, saved: RowLosses, upstream: Tensor) -> Gradients:
     """Gradients of sum_i upstream_i loss_i; loss is (row + column) / 2 if there are columns. 6 N M D operations."""
-    symmetric = saved.column is not None
-    upstream = upstream.to(torch.float32) * (0.5 if symmetric else 1.0)
+    upstream = upstream.to(torch.float32) * (0.5 if saved.symmetric else 1.0)
     share = upstream * -torch.expm1(-saved.row)
     columns = None
-    if symmetric:
-        height = p.launchers.add_at(torch.zeros_like(saved.column_lse), p.positive, upstream)  # (M,) H_j
-        # A column that is nobody's positive carries no gradient, and its sum may be empty.
-        lse = torch.where(torch.isfinite(saved.column_lse), saved.column_lse, torch.finfo(torch.float32).max)
-        columns = Columns(lse, weight=height)
+    if saved.symmetric:
+        height = p.launchers.add_at(torch.zeros_like(saved.column_shift), p.positive, upstream)  # (M,) H_j
+        columns = Columns(saved.column_shift, weight=height * saved.column_inverse)
         p_column = torch.exp(-saved.column)
         share = share - upstream * torch.expm1(-saved.column) - (height[p.positive] - upstream) * p_column
+    weight = upstream * saved.inverse
     size = p.launchers.plan_rows(p.anchor.shape[0], p.blocks, True, p.max_workspace_bytes)
     space, g = p.launchers.Workspace(size, p.blocks, True), Gradients.like(p)
     for rows in p.chunks(size):
-        chunk = p.chunk(rows, p.opened(rows), saved.lse[rows], upstream[rows].contiguous())
+        chunk = p.chunk(rows, p.opened(rows), saved.shift[rows], weight[rows])
         weights = sweep_blocks(p, chunk, space, True, columns)
         g.add_chunk(p, rows, chunk, weights, share[rows], None)
     g.finish(p)

@@ -21,8 +21,9 @@ def logits_tile(
     OWN_WEIGHT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr,
     RAISE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Similarity s, transform f, logit x in units of ln 2, and each row's own column. Columns past the end have logit
-    -inf, so that e is 0 there.
+    """Similarity s, transform f, what is added to f / temperature, each row's own column, the columns' scales.
+
+    Logits are x = f inv_temperature + bias; columns past the end have bias -inf, so that e is 0 there.
     """
     acc = dot_tile(
         A, C, offs_n, offs_m, N, M, D, stride_a, stride_c, BLOCK_N, BLOCK_M, BLOCK_D, EVEN_D, RAISE, PRECISION
@@ -34,29 +35,35 @@ def logits_tile(
     own = tl.load(OWN + offs_n, mask=in_n, other=-1).to(tl.int32)
     s = acc * row_scale[:, None] * col_scale[None, :]
     f = F(s, margin)
-    x = f * (tl.load(SCALARS) * LOG2E) + (bias * LOG2E)[None, :]
+    bias = tl.broadcast_to(bias[None, :], (BLOCK_N, BLOCK_M))
     if OWN_WEIGHT:
-        x += tl.where(own[:, None] == offs_m[None, :], own_log_weight * LOG2E, 0.0)
-    return s, f, x, own, col_scale
+        bias += tl.where(own[:, None] == offs_m[None, :], own_log_weight, 0.0)
+    return s, f, bias, own, col_scale
 
 
 @triton.jit
-def leave_out(x, own, offs_n, offs_m, ROW_ID, COL_ID, N, M, IDS: tl.constexpr, LEAVE_OWN_OUT: tl.constexpr):
-    """x with -inf at each anchor's own positive, and at columns of equal id."""
+def exp_logit(f, inv_temperature, bias, shift):
+    """exp(x - shift). The shift joins before the product is rounded: the error is then that of x - shift, not of x."""
+    return tl.exp2((f * inv_temperature + (bias - shift)) * LOG2E)
+
+
+@triton.jit
+def leave_out(bias, own, offs_n, offs_m, ROW_ID, COL_ID, N, M, IDS: tl.constexpr, LEAVE_OWN_OUT: tl.constexpr):
+    """The bias with -inf at each anchor's own positive, and at columns of equal id."""
     if LEAVE_OWN_OUT:
-        x = tl.where(own[:, None] == offs_m[None, :], -float("inf"), x)
+        bias = tl.where(own[:, None] == offs_m[None, :], -float("inf"), bias)
     if IDS:
         row_id = tl.load(ROW_ID + offs_n, mask=offs_n < N, other=0)
         col_id = tl.load(COL_ID + offs_m, mask=offs_m < M, other=0)
-        x = tl.where(row_id[:, None] == col_id[None, :], -float("inf"), x)
-    return x
+        bias = tl.where(row_id[:, None] == col_id[None, :], -float("inf"), bias)
+    return bias
 
 
 @triton.jit
-def store_stats(STATS_F, STATS_I, s, x, tile_m, offs_n, N, M, BLOCK_M: tl.constexpr):
+def store_stats(STATS_F, STATS_I, s, bias, tile_m, offs_n, N, M, BLOCK_M: tl.constexpr):
     """STATS_F (3, tiles_m, N) float32: sum of s, number of pairs, largest s; STATS_I (tiles_m, N) int32: its column."""
     tiles_m, in_n = tl.cdiv(M, BLOCK_M), offs_n < N
-    keep = x != -float("inf")
+    keep = bias != -float("inf")
     hardest, where = tl.max(tl.where(keep, s, -float("inf")), 1, return_indices=True)
     tl.store(STATS_F + tile_m * N + offs_n, tl.sum(tl.where(keep, s, 0.0), 1), mask=in_n)
     tl.store(STATS_F + (tiles_m + tile_m) * N + offs_n, tl.sum(keep.to(tl.float32), 1), mask=in_n)
@@ -84,18 +91,18 @@ def sweep_kernel(
             return
     tile_n, tile_m = tile_of(tl.program_id(0), N, M, BLOCK_N, BLOCK_M, GROUP)
     offs_n, offs_m = tile_n * BLOCK_N + tl.arange(0, BLOCK_N), tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    s, f, x, own, col_scale = logits_tile(
+    s, f, bias, own, col_scale = logits_tile(
         A, C, ROW, COL, SCALARS, OWN, offs_n, offs_m, N, M, D, stride_a, stride_c, margin, own_log_weight, F,
         OWN_WEIGHT, BLOCK_N, BLOCK_M,
         BLOCK_D, EVEN_D, RAISE, PRECISION,
     )  # fmt: skip
-    x = leave_out(x, own, offs_n, offs_m, ROW_ID, COL_ID, N, M, IDS, LEAVE_OWN_OUT)
+    bias = leave_out(bias, own, offs_n, offs_m, ROW_ID, COL_ID, N, M, IDS, LEAVE_OWN_OUT)
     in_n, tiles_m = offs_n < N, tl.cdiv(M, BLOCK_M)
     if STATS:
-        store_stats(STATS_F, STATS_I, s, x, tile_m, offs_n, N, M, BLOCK_M)
+        store_stats(STATS_F, STATS_I, s, bias, tile_m, offs_n, N, M, BLOCK_M)
     shift = tl.load(ROW + N + offs_n, mask=in_n, other=0.0)
     weight = tl.load(ROW + 2 * N + offs_n, mask=in_n, other=0.0)
-    e = tl.exp2(x - (shift * LOG2E)[:, None])
+    e = exp_logit(f, tl.load(SCALARS), bias, shift[:, None])
     tl.store(SUMS + tile_m * N + offs_n, tl.sum(e, 1), mask=in_n)
     if F_SUM:
         tl.store(SUMS + (tiles_m + tile_m) * N + offs_n, tl.sum(e * f, 1) * weight, mask=in_n)
@@ -120,32 +127,31 @@ def symmetric_kernel(
     """
     tile_n, tile_m = tile_of(tl.program_id(0), N, M, BLOCK_N, BLOCK_M, GROUP)
     offs_n, offs_m = tile_n * BLOCK_N + tl.arange(0, BLOCK_N), tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    s, f, x, own, col_scale = logits_tile(
+    s, f, bias, own, col_scale = logits_tile(
         A, C, ROW, COL, SCALARS, OWN, offs_n, offs_m, N, M, D, stride_a, stride_c, margin, 0.0, F, False, BLOCK_N,
         BLOCK_M, BLOCK_D, EVEN_D,
         RAISE, PRECISION,
     )  # fmt: skip
-    x = leave_out(x, own, offs_n, offs_m, ROW_ID, COL_ID, N, M, IDS, True)
+    bias = leave_out(bias, own, offs_n, offs_m, ROW_ID, COL_ID, N, M, IDS, True)
     in_n, in_m, tiles_m = offs_n < N, offs_m < M, tl.cdiv(M, BLOCK_M)
     if STATS:
-        store_stats(STATS_F, STATS_I, s, x, tile_m, offs_n, N, M, BLOCK_M)
-    # Rows past the end: shifted by +inf, so that they add nothing to a column.
-    shift = tl.load(ROW + N + offs_n, mask=in_n, other=float("inf"))
+        store_stats(STATS_F, STATS_I, s, bias, tile_m, offs_n, N, M, BLOCK_M)
+    inv_temperature = tl.load(SCALARS)
+    shift = tl.load(ROW + N + offs_n, mask=in_n, other=0.0)
     col_shift = tl.load(COL + 2 * M + offs_m, mask=in_m, other=0.0)
     if STORE:
         weight = tl.load(ROW + 2 * N + offs_n, mask=in_n, other=0.0)
         height = tl.load(COL + 3 * M + offs_m, mask=in_m, other=0.0)
-        both = (
-            tl.exp2(x - (shift * LOG2E)[:, None]) * weight[:, None]
-            + tl.exp2(x - (col_shift * LOG2E)[None, :]) * height[None, :]
-        )
+        both = exp_logit(f, inv_temperature, bias, shift[:, None]) * weight[:, None]
+        both += exp_logit(f, inv_temperature, bias, col_shift[None, :]) * height[None, :]
         if F_SUM:
             tl.store(SUMS + (tiles_m + tile_m) * N + offs_n, tl.sum(both * f, 1), mask=in_n)
         out = both * DF(s, margin) * col_scale[None, :]
         tl.store(E + offs_n.to(tl.int64)[:, None] * stride_e + offs_m[None, :], out.to(E.dtype.element_ty))
     else:
-        tl.store(SUMS + tile_m * N + offs_n, tl.sum(tl.exp2(x - (shift * LOG2E)[:, None]), 1), mask=in_n)
-        e_col = tl.where(in_n[:, None], tl.exp2(x - (col_shift * LOG2E)[None, :]), 0.0)
+        e = exp_logit(f, inv_temperature, bias, shift[:, None])
+        tl.store(SUMS + tile_m * N + offs_n, tl.sum(e, 1), mask=in_n)
+        e_col = tl.where(in_n[:, None], exp_logit(f, inv_temperature, bias, col_shift[None, :]), 0.0)
         tl.store(COL_SUMS + tile_n.to(tl.int64) * M + offs_m, tl.sum(e_col, 0), mask=in_m)
 
 
@@ -164,12 +170,13 @@ def largest_kernel(
         return
     tile_n, tile_m = tile_of(tl.program_id(0), N, M, BLOCK_N, BLOCK_M, GROUP)
     offs_n, offs_m = tile_n * BLOCK_N + tl.arange(0, BLOCK_N), tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    _, _, x, own, _ = logits_tile(
+    _, f, bias, own, _ = logits_tile(
         A, C, ROW, COL, SCALARS, OWN, offs_n, offs_m, N, M, D, stride_a, stride_c, margin, own_log_weight, F,
         OWN_WEIGHT, BLOCK_N, BLOCK_M,
         BLOCK_D, EVEN_D, RAISE, PRECISION,
     )  # fmt: skip
-    x = leave_out(x, own, offs_n, offs_m, ROW_ID, COL_ID, N, M, IDS, LEAVE_OWN_OUT) * (1 / LOG2E)
+    bias = leave_out(bias, own, offs_n, offs_m, ROW_ID, COL_ID, N, M, IDS, LEAVE_OWN_OUT)
+    x = f * tl.load(SCALARS) + bias
     tl.store(BY_ROW + tile_m * N + offs_n, tl.max(x, 1), mask=offs_n < N)
     x = tl.where((offs_n < N)[:, None], x, -float("inf"))
     tl.store(BY_COL + tile_n.to(tl.int64) * M + offs_m, tl.max(x, 0), mask=offs_m < M)

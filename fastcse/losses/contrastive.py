@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import reference
 from ..ops import checks, eager
 from ..ops.backends import choose_backend, record
-from ..ops.contrastive import STATS
+from ..ops.call import STATS, Sweep
 from ..transforms import LogitTransform
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -167,7 +167,7 @@ def _fused(
     rows = [b.rows for b in blocks]
     inputs = (anchor, *rows) if inv_temperature is None else (anchor, inv_temperature, *rows)
     gradients = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-    arguments = (
+    sweep = Sweep(
         anchor, rows, [b.log_weight for b in blocks], [b.id for b in blocks], [float(b.own_log_weight) for b in blocks],
         positive, call.anchor_id, inv_temperature, 0.0 if learned else float(call.temperature), call.transform.name,
         float(call.margin), call.normalize, [gradients and x.requires_grad for x in rows], call.return_stats,
@@ -175,10 +175,10 @@ def _fused(
     )  # fmt: skip
     # One upstream gradient for all rows, known only as a factor: the gradients can be made on the way.
     if call.reduction != "none" and gradients and not call.symmetric:
-        total, *by_products = eager.mean(arguments)
+        total, *by_products = eager.mean(sweep)
         loss = total / anchor.shape[0] if call.reduction == "mean" else total
     else:
-        losses, *by_products = eager.rows((*arguments, call.symmetric))
+        losses, *by_products = eager.rows(sweep, call.symmetric)
         loss = _reduce(losses, call.reduction)
     return loss, {name: value.detach() for name, value in zip(STATS, by_products)} if call.return_stats else {}
 

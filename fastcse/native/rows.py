@@ -1,4 +1,4 @@
-"""Row-wise work over the C++ module, one pass over memory each: norms, positives, and the last steps of the gradients."""
+"""Row-wise work over the C++ module, one pass over memory each: norms, positives, last steps of the gradients."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from torch.library import custom_op
 from .. import reference
 from . import checks
 from .backends import choose_backend, launchers, record
-from .contrastive import TWICE
+from .call import refuse_twice, save_nothing
 
 
 @custom_op("fastcse::similarity", mutates_args=())
@@ -52,10 +52,6 @@ def _(upstream, anchor, candidate, normalize, backend):
     return [anchor.new_empty(anchor.shape), candidate.new_empty(candidate.shape)]
 
 
-def _refuse_twice(ctx, *grads):
-    raise RuntimeError(TWICE)
-
-
 def _setup(ctx, inputs, output):
     ctx.save_for_backward(*inputs[:2])
     ctx.options = inputs[2:]
@@ -66,7 +62,7 @@ def _backward(ctx, upstream):
     return danchor, dcandidate, None, None
 
 
-similarity_backward.register_autograd(_refuse_twice, setup_context=lambda ctx, inputs, output: None)
+similarity_backward.register_autograd(refuse_twice, setup_context=save_nothing)
 similarity_op.register_autograd(_backward, setup_context=_setup)
 
 

@@ -1,79 +1,96 @@
 """The same forward and backward functions as the custom ops, behind plain autograd functions.
 
-A custom op with lists of tensors costs several hundred microseconds a call in eager mode, more than the whole loss of
-a small batch. Where nothing traces, it is left out; `call` decides.
+A custom op with lists of tensors costs several hundred microseconds a call in eager mode, more than the whole loss of a
+small batch. Where nothing traces, it is left out.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from .contrastive import STATS, contrastive_mean, mean_forward
-from .contrastive_rows import contrastive_rows, rows_backward, rows_forward
+from .call import STATS, Sweep, refuse_twice
+from .contrastive import (
+    SAVED,
+    contrastive_mean,
+    contrastive_rows,
+    mean_forward,
+    rows_backward,
+    rows_forward,
+    scale_forward,
+)
 
-# Where anchor, the blocks' rows and the inverse temperature stand among an op's arguments.
-ANCHOR, ROWS, TEMPERATURE = 0, 1, 7
+
+class _Once(torch.autograd.Function):
+    """A first derivative that says clearly that there is no second one."""
+
+    @staticmethod
+    def forward(ctx, gradient, *inputs):
+        return gradient.view_as(gradient)
+
+    backward = staticmethod(refuse_twice)
+
+
+def _first_derivatives(made: list[Tensor], inputs: tuple[Tensor, ...], needed: list[bool]) -> list[Tensor | None]:
+    kept = [g if wanted else None for g, wanted in zip(made, needed)]
+    if not torch.is_grad_enabled():  # only create_graph=True makes a backward pass run with gradients
+        return kept
+    return [g if g is None else _Once.apply(g, *inputs) for g in kept]
 
 
 class _Mean(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, arguments, anchor, inv_temperature, *rows):
-        total, *rest = mean_forward(*arguments)
+    def forward(ctx, call: Sweep, anchor, inv_temperature, *rows):
+        total, *rest = mean_forward(*call)
         stats, gradients = rest[: len(STATS)], rest[len(STATS) :]
-        ctx.needs = (True, inv_temperature is not None, *arguments[12])
-        ctx.save_for_backward(*gradients)
+        ctx.save_for_backward(*gradients, anchor, *rows)
+        ctx.needed = [True, inv_temperature is not None, *call.needs_grad]
         ctx.mark_non_differentiable(*stats)
         return (total, *stats)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, upstream, *_):
-        scaled = [g * upstream if needed else None for g, needed in zip(ctx.saved_tensors, ctx.needs)]
-        return (
-            None,
-            *[g if g is None or g.dtype == s.dtype else g.to(s.dtype) for g, s in zip(scaled, ctx.saved_tensors)],
-        )
+        gradients, inputs = ctx.saved_tensors[: len(ctx.needed)], ctx.saved_tensors[len(ctx.needed) :]
+        with torch.no_grad():
+            made = scale_forward(upstream, gradients, inputs)
+        return (None, *_first_derivatives(made, inputs, ctx.needed))
 
 
 class _Rows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, arguments, anchor, inv_temperature, *rows):
-        loss, row, lse, column, column_lse, *stats = rows_forward(*arguments)
-        # The tensors are saved apart from the other arguments, so that a change in place before backward is noticed.
-        ctx.save_for_backward(anchor, *rows, row, lse, column, column_lse)
-        ctx.inv_temperature, ctx.arguments = inv_temperature, arguments[2:]
-        ctx.blocks = len(rows)
+    def forward(ctx, call: Sweep, symmetric, anchor, inv_temperature, *rows):
+        loss, *rest = rows_forward(*call, symmetric)
+        saved, stats = rest[:SAVED], rest[SAVED:]
+        # Rows go through save_for_backward, so that a change in place before backward is noticed.
+        ctx.save_for_backward(*saved, anchor, *rows)
+        ctx.call = call._replace(anchor=None, rows=None)
         ctx.mark_non_differentiable(*stats)
         return (loss, *stats)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, upstream, *_):
-        anchor, *tensors = ctx.saved_tensors
-        rows, saved = tensors[: ctx.blocks], tensors[ctx.blocks :]
-        rest = ctx.arguments
-        # want_stats and symmetric are of the forward pass only.
-        gradients = rows_backward(upstream, saved, anchor, rows, *rest[:11], *rest[12:14])
-        needs = (True, ctx.inv_temperature is not None, *rest[10])
-        return (None, *[g if needed else None for g, needed in zip(gradients, needs)])
+        saved, inputs = ctx.saved_tensors[:SAVED], ctx.saved_tensors[SAVED:]
+        call = ctx.call._replace(anchor=inputs[0], rows=list(inputs[1:]))
+        with torch.no_grad():
+            made = rows_backward(upstream, saved, *call)
+        needed = [True, call.inv_temperature is not None, *call.needs_grad]
+        return (None, None, *_first_derivatives(made, inputs, needed))
 
 
 def _traced(anchor: Tensor) -> bool:
     return torch.compiler.is_compiling() or type(anchor) not in (Tensor, torch.nn.Parameter)
 
 
-def mean(arguments: tuple) -> list[Tensor]:
+def mean(call: Sweep) -> list[Tensor]:
     """[sum of the row losses, *stats], differentiable."""
-    if _traced(arguments[ANCHOR]):
-        return contrastive_mean(*arguments)[: 1 + len(STATS)]
-    return list(_Mean.apply(arguments, arguments[ANCHOR], arguments[TEMPERATURE], *arguments[ROWS]))
+    if _traced(call.anchor):
+        return contrastive_mean(*call)[: 1 + len(STATS)]
+    return list(_Mean.apply(call, call.anchor, call.inv_temperature, *call.rows))
 
 
-def rows(arguments: tuple) -> list[Tensor]:
+def rows(call: Sweep, symmetric: bool) -> list[Tensor]:
     """[(N,) losses, *stats], differentiable."""
-    if _traced(arguments[ANCHOR]):
-        loss, _, _, _, _, *stats = contrastive_rows(*arguments)
-        return [loss, *stats]
-    return list(_Rows.apply(arguments, arguments[ANCHOR], arguments[TEMPERATURE], *arguments[ROWS]))
+    if _traced(call.anchor):
+        loss, *rest = contrastive_rows(*call, symmetric)
+        return [loss, *rest[SAVED:]]
+    return list(_Rows.apply(call, symmetric, call.anchor, call.inv_temperature, *call.rows))

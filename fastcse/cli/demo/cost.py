@@ -51,26 +51,30 @@ def measure(rows: int, width: int, *, repeats: int, backend: str | None, device:
     results = {name: run(anchor, candidate) for name, run in runs.items()}  # also the warm-up
     used = results["fused"][2]
     seconds = {name: [] for name in runs}
-    with tqdm(total=repeats * len(runs), desc="time the loss", unit=" runs", dynamic_ncols=True) as progress:
+    with tqdm(total=(repeats + 1) * len(runs), desc="measure the loss", unit=" runs", dynamic_ncols=True) as progress:
         for repeat in range(repeats):
             # Whoever runs second finds warmer caches, so the order alternates.
             for name in IMPLEMENTATIONS if repeat % 2 else reversed(IMPLEMENTATIONS):
                 seconds[name].append(_time(runs[name], anchor, candidate))
                 progress.update()
+        memory = {}
+        for name in IMPLEMENTATIONS:
+            memory[name] = _memory(name, rows, width, backend, device)
+            progress.update()
     (fused_loss, fused_gradient, _), (eager_loss, eager_gradient, _) = results["fused"], results["eager"]
     return LossCost(
         rows=rows, width=width, device=device, backend=used, repeats=repeats,
         fused_ms=round(1000 * statistics.median(seconds["fused"]), 2),
         eager_ms=round(1000 * statistics.median(seconds["eager"]), 2),
-        fused_mib=_memory("fused", rows, width, backend, device),
-        eager_mib=_memory("eager", rows, width, backend, device),
+        fused_mib=memory["fused"],
+        eager_mib=memory["eager"],
         loss_difference=abs(fused_loss - eager_loss),
         gradient_difference=float((fused_gradient - eager_gradient).abs().max() / eager_gradient.abs().max()),
     )  # fmt: skip
 
 
 def make_inputs(rows: int, width: int, device: str, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two (rows, width) float32 matrices that want gradients; the cosine of a pair is about 0.7, so the loss is not 0."""
+    """Two (rows, width) float32 matrices that want gradients; a pair's cosine is about 0.7, so the loss is not 0."""
     generator = torch.Generator().manual_seed(seed)
     anchor = torch.randn(rows, width, generator=generator)
     candidate = anchor + torch.randn(rows, width, generator=generator)

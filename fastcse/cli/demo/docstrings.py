@@ -95,7 +95,7 @@ def _definitions(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def split_docstring(text: str) -> tuple[str, str] | None:
-    """(summary, rest) in plain prose, or None where either is too short or the docstring is a template.
+    r"""(summary, rest) in plain prose, or None where either is too short or the docstring is a template.
 
     Example:
         >>> split_docstring("Return the mean of x.\n\nThe mean is the sum of the items divided by their number.")

@@ -32,10 +32,10 @@ def draw(report: dict[str, Any], path: Path) -> None:
         _retrieval(axes[0, 1], report)
         _geometry(axes[1, 0], report)
         _cost(axes[1, 1], report["cost"])
-        data = report["data"]
+        options, steps = report["options"], len(report["training"]["step"])
         figure.suptitle(
-            f"fastcse demo: {report['options']['model']} on {data['train']:,} docstrings, {len(report['training']['step'])} steps of "
-            f"{report['options']['batch_size']}, backend {report['backend']}",
+            f"fastcse demo: {options['model']} on {report['data']['train']:,} docstrings, {steps} steps of "
+            f"{options['batch_size']}, backend {report['backend']}",
             x=0.01, ha="left", fontsize=13, fontweight="bold",
         )  # fmt: skip
         figure.savefig(path, dpi=150)
@@ -92,7 +92,8 @@ def _cost(axis: Axes, cost: dict[str, Any]) -> None:
             # Shares of eager, so that milliseconds and megabytes fit one axis; the labels carry the numbers.
             bar = axis.bar(place + 0.38 * side, value / eager, width=0.36, color=color)
             axis.bar_label(bar, [f"{value:,.0f} {units[unit]}"], padding=3)
-    axis.set(title=f"Focal loss, forward and backward, N = {cost['rows']}, D = {cost['width']}", ylim=(0, 1.35 * highest))
+    axis.set_title(f"Focal loss, forward and backward, N = {cost['rows']}, D = {cost['width']}")
+    axis.set_ylim(0, 1.35 * highest)
     axis.set_xticks([place + 0.19 for place in range(len(rows))], [label for label, _ in rows])
     axis.set_ylabel("share of eager")
     handles = [plt.Rectangle((0, 0), 1, 1, color=color) for color in (AFTER, EAGER)]

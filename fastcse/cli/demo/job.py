@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import set_seed
 
 from ...evaluation.files import InputError
 from ...evaluation.retrieval import evaluate_retrieval
@@ -66,12 +65,11 @@ def run_demo(options: DemoOptions, say: Callable[[str], None]) -> dict[str, Any]
     """
     start = time.perf_counter()
     folder = _make_folder(options.output_dir)
+    model = load_encoder(options.model)
+    model.max_seq_length = min(options.max_length, model.max_seq_length)
     say("Reading the docstrings of the installed packages")
     split = split_pairs(collect_pairs(options.packages), held_out=options.held_out, seed=options.seed)
     _check_split(split, options)
-    set_seed(options.seed)
-    model = load_encoder(options.model)
-    model.max_seq_length = min(options.max_length, model.max_seq_length)
     anchors, positives = [p.summary for p in split.held_out], [p.rest for p in split.held_out]
     say(f"Scoring {len(anchors):,} held-out pairs before training")
     before = evaluate_retrieval(model, anchors, positives, label="before")

@@ -1,0 +1,123 @@
+"""What the contrastive ops share: their arguments, and the way from those to a problem of the engine and back.
+
+Arguments are flat because op schemas are: `rows`, `log_weights`, `ids` and `own_log_weights` hold one entry for each
+block of candidates.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..engine.problem import Gradients, Problem
+from ..pairs import Block, Logits
+from .backends import launchers, record
+
+SCHEMA = (
+    "Tensor anchor, Tensor[] rows, Tensor?[] log_weights, Tensor?[] ids, float[] own_log_weights, Tensor? positive, "
+    "Tensor? anchor_id, Tensor? inv_temperature, float temperature, str transform, float margin, bool normalize, "
+    "bool[] needs_grad, bool want_stats, int? max_workspace_bytes, str backend"
+)
+STATS = ("lse", "positive_similarity", "similarity_sum", "count", "hardest_overall", "hardest", "hardest_col")
+TWICE = (
+    "the gradient of a fastcse loss cannot be differentiated again; "
+    "float64 inputs or backend='reference' run in plain torch, where it can"
+)
+
+
+class Sweep(NamedTuple):
+    """The arguments of a contrastive op, in the order of SCHEMA. `temperature` is for `inv_temperature` None."""
+
+    anchor: Tensor
+    rows: list[Tensor]
+    log_weights: list[Tensor | None]
+    ids: list[Tensor | None]
+    own_log_weights: list[float]
+    positive: Tensor | None
+    anchor_id: Tensor | None
+    inv_temperature: Tensor | None
+    temperature: float
+    transform: str
+    margin: float
+    normalize: bool
+    needs_grad: list[bool]
+    want_stats: bool
+    max_workspace_bytes: int | None
+    backend: str
+
+    def gradients_for(self, made: list[Tensor]) -> tuple:
+        """[danchor, dinv_temperature, *drows] in the order of the arguments, None where no gradient is wanted."""
+        drows = [g if needed else None for g, needed in zip(made[2:], self.needs_grad)]
+        # torch wants a list back for a list that holds tensors, and None for one that holds none.
+        no_lists = [None if all(x is None for x in xs) else [None] * len(xs) for xs in (self.log_weights, self.ids)]
+        dinv = None if self.inv_temperature is None else made[1]
+        return made[0], drows, *no_lists, None, None, None, dinv, *[None] * 8
+
+
+def problem(call: Sweep) -> Problem:
+    """Prepares the operands for the backend."""
+    b = launchers(call.backend)
+    record(call.backend)
+    new = {"dtype": torch.float32, "device": call.anchor.device}
+    anchor = b.prepare(call.anchor.detach())
+    scale = b.inverse_norms(anchor) if call.normalize else torch.ones(anchor.shape[0], **new)
+    positive = call.positive
+    if positive is None:
+        positive = torch.arange(anchor.shape[0], device=anchor.device)
+    known = None if call.inv_temperature is not None else 1.0 / call.temperature
+    inv = torch.full((), known, **new) if known is not None else call.inv_temperature.detach().to(torch.float32)
+    return Problem(
+        anchor, scale, [_block(call, k, b, new) for k in range(len(call.rows))], positive.contiguous(),
+        call.positive is None, _contiguous(call.anchor_id), Logits(call.transform, call.margin, inv, known),
+        call.normalize, call.max_workspace_bytes, call.want_stats, b,
+    )  # fmt: skip
+
+
+def _block(call: Sweep, k: int, b, new: dict) -> Block:
+    rows, bias = b.prepare(call.rows[k].detach()), call.log_weights[k]
+    scale = b.inverse_norms(rows) if call.normalize else torch.ones(rows.shape[0], **new)
+    weighted = bias is not None
+    bias = bias.detach().to(torch.float32).contiguous() if weighted else torch.zeros(rows.shape[0], **new)
+    own = call.own_log_weights[k]
+    return Block(rows, scale, bias, weighted, _contiguous(call.ids[k]), own, k == 0, call.needs_grad[k])
+
+
+def _contiguous(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
+
+
+def stats_of(p: Problem) -> list[Tensor]:
+    """By-products in the order of STATS; empty where they were not asked for."""
+    if not p.want_stats:
+        return [p.scale.new_empty(0) for _ in STATS[:-1]] + [p.positive.new_empty(0)]
+    return [torch.cat([part[name] for part in p.stats]) for name in STATS]
+
+
+def gradients_of(g: Gradients, dtype: torch.dtype) -> list[Tensor]:
+    """[danchor, dinv_temperature, *drows] in the type of the inputs; empty for a block without gradient."""
+    blocks = [g.anchor.new_empty(0, dtype=dtype) if dc is None else dc.to(dtype) for dc in g.blocks]
+    return [g.anchor.to(dtype), g.inv_temperature, *blocks]
+
+
+def fake_stats(call: Sweep) -> list[Tensor]:
+    """Shapes of `stats_of`."""
+    n = call.anchor.shape[0] if call.want_stats else 0
+    new = call.anchor.new_empty
+    return [new(n, dtype=torch.float32) for _ in STATS[:-1]] + [new(n, dtype=torch.int64)]
+
+
+def fake_gradients(call: Sweep) -> list[Tensor]:
+    """Shapes of `gradients_of`."""
+    drows = [x.new_empty(x.shape if needed else 0) for x, needed in zip(call.rows, call.needs_grad)]
+    return [call.anchor.new_empty(call.anchor.shape), call.anchor.new_empty((), dtype=torch.float32), *drows]
+
+
+def refuse_twice(ctx, *grads):
+    """The backward of every backward op."""
+    raise RuntimeError(TWICE)
+
+
+def save_nothing(ctx, inputs, output) -> None:
+    """The setup_context of an op whose gradient is refused."""
