@@ -28,7 +28,8 @@ from triton.compiler import ASTSource
 
 from fastcse.kernels import configs, pairwise, rows
 from fastcse.kernels.tile import device_fn
-from fastcse.losses.focal import FOCAL
+from fastcse.losses.focal import DETACHED, FOCAL
+from fastcse.losses.infonce import SCALED
 
 ARCHITECTURES = (80, 90, 100)
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -115,6 +116,10 @@ def cases(dtype: torch.dtype) -> Iterator[Case]:
             {**tile, **f, **outputs, "IDS": False, "STORE": store},
             pair,
         )
+    for other in (SCALED, DETACHED):
+        functions = {"F": device_fn(other.f), "DF": device_fn(other.df)}
+        flags = {**plain, **outputs, "GATED": False}
+        yield Case("sweep", other.name, dtype, pairwise.sweep_kernel, {**tile, **functions, **flags}, pair)
     yield Case("largest", "", dtype, pairwise.largest_kernel, {**tile, "F": f["F"], **plain}, pair)
     yield Case("similarity", "", dtype, pairwise.similarity_kernel, tile, pair)
     row = {"X": operand, "A": operand, "C": operand, "INDEX": "*i64"}

@@ -17,7 +17,8 @@ class LogitTransform:
 
     Args:
         name:        key of the registry, and file name of the C++ twin.
-        f, df:       (s, margin) -> value and derivative for a negative; no temperature in it.
+        f, df:       (s, margin) -> value and derivative for a negative; no temperature in it. Written with `def`:
+                     Triton compiles them from their source.
         f_positive, df_positive: the same for the positive.
         bounds:      (s_max, margin) -> (low, high) of f and f_positive on [-s_max, s_max]; `low` may be too low,
                      `high` too high.

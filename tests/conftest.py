@@ -2,10 +2,13 @@
 
 The CPU lane runs the kernels in Triton's interpreter. FASTCSE_TEST_DEVICE=cuda runs the same files on the device.
 FASTCSE_ALLOW_NO_CPP=1 lets a machine without the C++ module skip its cases instead of failing them.
+FASTCSE_TEST_WHOLE=1 runs every combination of parameters in the interpreter too, which takes a quarter of an hour.
 """
 
 import os
 import sys
+from collections import defaultdict
+from itertools import combinations
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 DEVICE = os.environ.get("FASTCSE_TEST_DEVICE", "cpu")
@@ -48,6 +51,33 @@ torch.empty = poisoned(torch.empty)
 torch.empty_like = poisoned(torch.empty_like)
 torch.empty_strided = poisoned(torch.empty_strided)
 torch.Tensor.new_empty = poisoned(torch.Tensor.new_empty)
+
+
+def covering(items):
+    """A part of one test's items in which every pair of parameter values occurs, picked greedily in order."""
+    wanted = {item: set(combinations(sorted((k, repr(v)) for k, v in item.callspec.params.items()), 2)) or {item.name}
+              for item in items}
+    missing, kept = set().union(*wanted.values()), []
+    while missing:
+        best = max(items, key=lambda item: len(wanted[item] & missing))
+        kept.append(best)
+        missing -= wanted[best]
+    return kept
+
+
+def pytest_collection_modifyitems(config, items):
+    """The interpreter is a hundred times slower than a backend: it runs every pair of parameter values, not every
+    combination. The device lane and FASTCSE_TEST_WHOLE=1 run all."""
+    if DEVICE != "cpu" or os.environ.get("FASTCSE_TEST_WHOLE") == "1":
+        return
+    interpreted = defaultdict(list)
+    for item in items:
+        if getattr(item, "callspec", None) and item.callspec.params.get("backend") == "triton":
+            interpreted[item.parent.nodeid, item.originalname].append(item)
+    dropped = {item for group in interpreted.values() for item in group} - \
+        {item for group in interpreted.values() for item in covering(group)}
+    config.hook.pytest_deselected(items=list(dropped))
+    items[:] = [item for item in items if item not in dropped]
 
 
 @pytest.fixture(autouse=True)

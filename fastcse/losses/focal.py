@@ -22,19 +22,31 @@ def _square(s, margin):
     return s * s
 
 
+def _square_grad(s, margin):
+    return s + s
+
+
+def _half_grad(s, margin):
+    return s + margin
+
+
+def _same(s, margin):
+    return s
+
+
 def _bounds(s_max, margin):
     """The negatives' parabola has its minimum, -margin^2 / 4, at s = -margin / 2."""
     return -margin * margin / 4, s_max * (s_max + abs(margin))
 
 
-FOCAL = register(LogitTransform("focal", _focal, _focal_grad, _square, lambda s, margin: s + s, _bounds, SOURCE))
+FOCAL = register(LogitTransform("focal", _focal, _focal_grad, _square, _square_grad, _bounds, SOURCE))
 DETACHED = register(
     LogitTransform(
         "focal_detached",
         _focal,
-        lambda s, margin: s + margin,
+        _half_grad,
         _square,
-        lambda s, margin: s,
+        _same,
         _bounds,
         SOURCE,
         autograd_f=lambda s, margin: s * (s.detach() + margin),

@@ -7,13 +7,21 @@ from torch import Tensor
 from ..transforms import LogitTransform, register
 from .contrastive import Call, CandidateBlock, LossAndStats, contrastive_loss
 
+def _same(s, margin):
+    return s
+
+
+def _one(s, margin):
+    return s * 0.0 + 1.0
+
+
 SCALED = register(
     LogitTransform(
         name="scaled",
-        f=lambda s, margin: s,
-        df=lambda s, margin: s * 0.0 + 1.0,
-        f_positive=lambda s, margin: s,
-        df_positive=lambda s, margin: s * 0.0 + 1.0,
+        f=_same,
+        df=_one,
+        f_positive=_same,
+        df_positive=_one,
         bounds=lambda s_max, margin: (-s_max, s_max),
         source="van den Oord et al., arXiv:1807.03748",
     )

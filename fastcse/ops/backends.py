@@ -39,6 +39,7 @@ def _triton_status() -> BackendStatus:
     return BackendStatus(True, f"Triton on {torch.cuda.get_device_name()}")
 
 
+@torch.compiler.assume_constant_result
 def interpreting() -> bool:
     """Whether Triton was told to interpret its kernels (TRITON_INTERPRET=1 before import)."""
     import triton
@@ -56,6 +57,8 @@ def backends() -> dict[str, BackendStatus]:
     return {name: _status(name) for name in NAMES}
 
 
+# What is installed does not change while a program runs, so torch.compile may take the answers for constants.
+@torch.compiler.assume_constant_result
 def _status(name: str) -> BackendStatus:
     if name == "triton":
         return _triton_status()
@@ -90,7 +93,7 @@ def choose_backend(anchor: Tensor, backend: str | None, pairs: int) -> str:
     if anchor.dtype == torch.float64:
         return "reference"
     if anchor.is_cuda:
-        return "triton" if find_spec("triton") is not None else _fall_back("triton")
+        return "triton" if _status("triton").available else _fall_back("triton")
     if anchor.device.type != "cpu" or pairs < SMALL_PAIRS:
         return "reference"
     return "cpp" if native_module.available else _fall_back("cpp")

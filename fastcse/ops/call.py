@@ -50,8 +50,8 @@ class Sweep(NamedTuple):
     def gradients_for(self, made: list[Tensor]) -> tuple:
         """[danchor, dinv_temperature, *drows] in the order of the arguments, None where no gradient is wanted."""
         drows = [g if needed else None for g, needed in zip(made[2:], self.needs_grad)]
-        # torch wants a list back for a list that holds tensors, and None for one that holds none.
-        no_lists = [None if all(x is None for x in xs) else [None] * len(xs) for xs in (self.log_weights, self.ids)]
+        # torch wants a list back for a list of tensors, and None for a list with an absent one.
+        no_lists = [None if any(x is None for x in xs) else [None] * len(xs) for xs in (self.log_weights, self.ids)]
         dinv = None if self.inv_temperature is None else made[1]
         return made[0], drows, *no_lists, None, None, None, dinv, *[None] * 8
 

@@ -23,7 +23,7 @@ def demo(
     output_dir: Annotated[str, typer.Option(metavar="DIR", help="Figure, numbers and model go here.")] = "demo-output",
     model: Annotated[str, typer.Option(metavar="NAME", help="Hub name, local folder, or minilm.")] = "minilm",
     seed: Annotated[int, whole_option("The same seed gives the same numbers.")] = 0,
-    max_steps: Annotated[int, whole_option("Optimizer steps.")] = 80,
+    max_steps: Annotated[int, whole_option("Optimizer steps.")] = 60,
     batch_size: Annotated[int, whole_option("Pairs in a batch.")] = 64,
     held_out: Annotated[int, whole_option("Pairs that are scored and never trained on.")] = 1000,
     backend: Backend = None,

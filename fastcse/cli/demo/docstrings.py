@@ -26,7 +26,7 @@ GENERATED, GENERATED_WITHIN = b"automatically generated", 2000
 DEFINITIONS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 SUMMARY_WORDS = (4, 40)
 REST_WORDS = (8, 4000)
-REST_CHARACTERS = 600  # the encoder reads about 64 tokens; the rest of a long docstring would only cost time
+REST_CHARACTERS = 600  # the encoder reads its first 48 tokens or so; more would only cost time
 
 
 @dataclass(frozen=True)

@@ -40,10 +40,10 @@ class DemoOptions:
     model: str = "minilm"
     packages: tuple[str, ...] = PACKAGES
     seed: int = 0
-    max_steps: int = 80
+    max_steps: int = 60
     batch_size: int = 64
     lr: float = 5e-5
-    max_length: int = 64
+    max_length: int = 48
     held_out: int = 1000
     cost_rows: int = 4096
     cost_repeats: int = 7
