@@ -33,7 +33,8 @@ check: $(STAMP) ## lint: ruff, clang-format
 	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/fastcse/*.hpp csrc/fastcse/transforms/*.hpp
 
 bench: $(STAMP) ## loss benchmark beside eager, torch.compile and three bare matrix products
-	$(BIN)/pytest benchmarks --benchmark-only
+	$(BIN)/pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds --benchmark-sort=fullname
+	$(BIN)/python -m benchmarks.loss --output benchmarks/results/loss_cpu.json
 
 compiled: $(STAMP) ## compile the Triton kernels for sm_80, sm_90, sm_100 without a GPU and list their cost
 	$(BIN)/python -m benchmarks.compiled --output benchmarks/results/compiled.csv

@@ -64,6 +64,10 @@ def to64(tensor):
     return tensor.detach().cpu().double().numpy()
 
 
+def ints(ids):
+    return ids.cpu().numpy()
+
+
 def unit(z):
     """Rows divided by their length; a zero row stays zero."""
     length = np.sqrt((z * z).sum(1, keepdims=True))
@@ -113,11 +117,11 @@ def row_keep(case, i):
     own = int(case.columns()[i])
     keep, bias = [np.ones(len(case.candidate), bool)], [np.zeros(len(case.candidate))]
     if case.candidate_id is not None and case.anchor_id is not None:
-        keep[0] = to64(case.candidate_id) != float(case.anchor_id[i])
+        keep[0] = ints(case.candidate_id) != ints(case.anchor_id)[i]
         keep[0][own] = True
     for extra in case.extras:
         k = len(extra.rows)
-        keep.append(np.ones(k, bool) if extra.id is None else to64(extra.id) != float(case.anchor_id[i]))
+        keep.append(np.ones(k, bool) if extra.id is None else ints(extra.id) != ints(case.anchor_id)[i])
         weight = np.zeros(k) if extra.log_weight is None else to64(extra.log_weight).copy()
         weight[i:i + 1] += extra.own_log_weight
         bias.append(weight)
@@ -132,7 +136,7 @@ def column_keep(case, i):
     pos = columns == columns[i]
     if case.anchor_id is None or case.candidate_id is None:
         return np.ones(len(columns), bool), pos
-    return (to64(case.anchor_id) != float(case.candidate_id[columns[i]])) | pos, pos
+    return (ints(case.anchor_id) != ints(case.candidate_id)[columns[i]]) | pos, pos
 
 
 def oracle(case, upstream=None):

@@ -26,8 +26,9 @@ def integers(count, high, seed):
     return torch.randint(0, high, (count,), generator=torch.Generator().manual_seed(seed))
 
 
-ANCHOR_ID = torch.tensor([5, -1, 5, 2**40, 2**40 + 1, 3, 0, 0, 8, 9, -2**62, 4])
-CANDIDATE_ID = torch.cat([ANCHOR_ID.flip(0), torch.tensor([5, 5, 2**40 + 1, 77, 0])])   # holds duplicates
+# Neighbouring ids past 2^53 are one and the same in float64.
+ANCHOR_ID = torch.tensor([5, -1, 5, 2**60, 2**60 + 1, 3, 0, 0, 8, 9, -2**62, 4])
+CANDIDATE_ID = torch.cat([ANCHOR_ID.flip(0), torch.tensor([5, 5, 2**60 + 1, 77, 0])])   # holds duplicates
 POSITIVES = {
     "in order": None,
     "reversed": torch.arange(M - 1, M - 1 - N, -1),
@@ -40,7 +41,7 @@ BLOCKS = {
     "own weight": (Extra(rows(N, 2), own_log_weight=math.log(3)),),
     "column weights": (Extra(rows(9, 3), log_weight=torch.linspace(-3, 2, 9)),),
     "no gradient": (Extra(rows(20, 4), grad=False),),
-    "ids": (Extra(rows(6, 5), id=torch.tensor([5, 2**40, 5, 0, 1, -2**62])),),
+    "ids": (Extra(rows(6, 5), id=torch.tensor([5, 2**60, 5, 0, 1, -2**62])),),
     "many": (Extra(rows(1, 6)), Extra(rows(30, 7), torch.linspace(1, -1, 30), 0.7, integers(30, 6, 0)),
              Extra(rows(N, 8), own_log_weight=-1.5, grad=False), Extra(rows(13, 9), torch.zeros(13), grad=False)),
 }

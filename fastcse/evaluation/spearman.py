@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 
@@ -44,9 +45,16 @@ class StsEvaluator(EmbeddingSimilarityEvaluator):
 
     def __call__(self, model: SentenceTransformer, *args, **kwargs) -> dict[str, float]:
         both = self.sentences1 + self.sentences2
-        rows = encode_distinct(model, both, batch_size=self.batch_size, progress=self.progress)
+        with self._bar(len(set(both))) as progress:
+            rows = encode_distinct(model, both, batch_size=self.batch_size, progress=progress)
         self.rows1, self.rows2 = rows[: len(self.sentences1)], rows[len(self.sentences1) :]
         return super().__call__(model, *args, **kwargs)
+
+    def _bar(self, total: int):
+        """The bar that was given, left open, or one of its own that disappears."""
+        if self.progress is not None:
+            return contextlib.nullcontext(self.progress)
+        return tqdm(total=total, desc=f"score {self.name}", unit=" sentences", leave=False, dynamic_ncols=True)
 
     def embed_inputs(self, model: SentenceTransformer, sentences: list[str], **kwargs) -> np.ndarray:
         """The rows that were made at the start of the call."""
