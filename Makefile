@@ -7,7 +7,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench compiled build info clean
+.PHONY: help demo test check bench report compiled build info clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,6 +35,9 @@ check: $(STAMP) ## lint: ruff, clang-format
 bench: $(STAMP) ## loss benchmark beside eager, torch.compile and three bare matrix products
 	$(BIN)/pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds --benchmark-sort=fullname
 	$(BIN)/python -m benchmarks.loss --output benchmarks/results/loss_cpu.json
+
+report: $(STAMP) ## README tables and figure from the files in benchmarks/results
+	$(BIN)/python -m benchmarks.report
 
 compiled: $(STAMP) ## compile the Triton kernels for sm_80, sm_90, sm_100 without a GPU and list their cost
 	$(BIN)/python -m benchmarks.compiled --output benchmarks/results/compiled.csv

@@ -6,7 +6,7 @@ from .losses.infonce import infonce_loss
 from .losses.spread import alignment, uniformity
 from .modules import FocalInfoNCELoss, InfoNCELoss
 from .ops.all_pairs import similarity
-from .ops.backends import BackendStatus, backends, last_backend
+from .ops.dispatch import BackendStatus, backends, last_backend
 
 __version__ = "0.1.0"
 

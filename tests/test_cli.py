@@ -49,7 +49,7 @@ def train_arguments(files, encoder_path, *more):
 def test_info_is_truthful(monkeypatch):
     status = {"cpp": fastcse.BackendStatus(True, "built"), "triton": fastcse.BackendStatus(False, "no device")}
     with monkeypatch.context() as patch:
-        patch.setattr("fastcse.ops.backends.backends", lambda: status)
+        patch.setattr("fastcse.ops.dispatch.backends", lambda: status)
         assert json.loads(call("info", "--json").stdout)["backends"] == {
             "cpp": {"available": True, "reason": "built"}, "triton": {"available": False, "reason": "no device"},
         }  # fmt: skip

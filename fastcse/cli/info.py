@@ -25,7 +25,7 @@ def gather() -> dict[str, Any]:
     """The facts that `fastcse info --json` prints."""
     import torch
 
-    from ..ops.backends import backends
+    from ..ops.dispatch import backends
 
     return {
         "fastcse": fastcse_version(),

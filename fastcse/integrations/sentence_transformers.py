@@ -10,7 +10,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
-from ..ops.backends import last_backend
+from ..ops.dispatch import last_backend
 
 LOGGED = ("accuracy", "positive_similarity", "negative_similarity")
 

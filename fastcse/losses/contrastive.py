@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import reference
 from ..ops import checks, eager
-from ..ops.backends import choose_backend, record
+from ..ops.dispatch import choose_backend, record
 from ..ops.call import STATS, Sweep
 from ..transforms import LogitTransform
 

@@ -8,7 +8,7 @@ from torch.library import custom_op
 
 from .. import reference
 from . import checks
-from .backends import choose_backend, launchers, record
+from .dispatch import choose_backend, launchers, record
 from .call import refuse_twice, save_nothing
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..engine.problem import Gradients, Problem
 from ..pairs import Block, Logits
-from .backends import launchers, record
+from .dispatch import launchers, record
 
 SCHEMA = (
     "Tensor anchor, Tensor[] rows, Tensor?[] log_weights, Tensor?[] ids, float[] own_log_weights, Tensor? positive, "
@@ -46,6 +46,11 @@ class Sweep(NamedTuple):
     want_stats: bool
     max_workspace_bytes: int | None
     backend: str
+
+    @property
+    def stats(self) -> int:
+        """How many by-products the op returns."""
+        return len(STATS) if self.want_stats else 0
 
     def gradients_for(self, made: list[Tensor]) -> tuple:
         """[danchor, dinv_temperature, *drows] in the order of the arguments, None where no gradient is wanted."""
@@ -89,10 +94,8 @@ def _contiguous(x: Tensor | None) -> Tensor | None:
 
 
 def stats_of(p: Problem) -> list[Tensor]:
-    """By-products in the order of STATS; empty where they were not asked for."""
-    if not p.want_stats:
-        return [p.scale.new_empty(0) for _ in STATS[:-1]] + [p.positive.new_empty(0)]
-    return [torch.cat([part[name] for part in p.stats]) for name in STATS]
+    """By-products in the order of STATS; none where they were not asked for."""
+    return [torch.cat([part[name] for part in p.stats]) for name in STATS] if p.want_stats else []
 
 
 def gradients_of(g: Gradients, dtype: torch.dtype) -> list[Tensor]:
@@ -103,9 +106,10 @@ def gradients_of(g: Gradients, dtype: torch.dtype) -> list[Tensor]:
 
 def fake_stats(call: Sweep) -> list[Tensor]:
     """Shapes of `stats_of`."""
-    n = call.anchor.shape[0] if call.want_stats else 0
-    new = call.anchor.new_empty
-    return [new(n, dtype=torch.float32) for _ in STATS[:-1]] + [new(n, dtype=torch.int64)]
+    if not call.want_stats:
+        return []
+    n, new = call.anchor.shape[0], call.anchor.new_empty
+    return [*[new(n, dtype=torch.float32) for _ in STATS[:-1]], new(n, dtype=torch.int64)]
 
 
 def fake_gradients(call: Sweep) -> list[Tensor]:

@@ -9,7 +9,6 @@ from torch.library import custom_op
 from ..engine import one_sweep, two_pass
 from .call import (
     SCHEMA,
-    STATS,
     Sweep,
     fake_gradients,
     fake_stats,
@@ -119,7 +118,8 @@ def _restore(ctx) -> tuple[Sweep, list[Tensor]]:
 
 
 def _mean_setup(ctx, inputs, output) -> None:
-    _save(ctx, Sweep(*inputs), output[1 + len(STATS) :])
+    call = Sweep(*inputs)
+    _save(ctx, call, output[1 + call.stats :])
 
 
 def _mean_backward(ctx, grads):

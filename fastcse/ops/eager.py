@@ -6,10 +6,12 @@ small batch. Where nothing traces, it is left out.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from .call import STATS, Sweep, refuse_twice
+from .call import Sweep, refuse_twice
 from .contrastive import (
     SAVED,
     contrastive_mean,
@@ -42,7 +44,7 @@ class _Mean(torch.autograd.Function):
     @staticmethod
     def forward(ctx, call: Sweep, anchor, inv_temperature, *rows):
         total, *rest = mean_forward(*call)
-        stats, gradients = rest[: len(STATS)], rest[len(STATS) :]
+        stats, gradients = rest[: call.stats], rest[call.stats :]
         ctx.save_for_backward(*gradients, anchor, *rows)
         ctx.needed = [True, inv_temperature is not None, *call.needs_grad]
         ctx.mark_non_differentiable(*stats)
@@ -81,16 +83,16 @@ def _traced(anchor: Tensor) -> bool:
     return torch.compiler.is_compiling() or type(anchor) not in (Tensor, torch.nn.Parameter)
 
 
-def mean(call: Sweep) -> list[Tensor]:
+def mean(call: Sweep) -> Sequence[Tensor]:
     """[sum of the row losses, *stats], differentiable."""
     if _traced(call.anchor):
-        return contrastive_mean(*call)[: 1 + len(STATS)]
-    return list(_Mean.apply(call, call.anchor, call.inv_temperature, *call.rows))
+        return contrastive_mean(*call)[: 1 + call.stats]
+    return _Mean.apply(call, call.anchor, call.inv_temperature, *call.rows)
 
 
-def rows(call: Sweep, symmetric: bool) -> list[Tensor]:
+def rows(call: Sweep, symmetric: bool) -> Sequence[Tensor]:
     """[(N,) losses, *stats], differentiable."""
     if _traced(call.anchor):
         loss, *rest = contrastive_rows(*call, symmetric)
         return [loss, *rest[SAVED:]]
-    return list(_Rows.apply(call, symmetric, call.anchor, call.inv_temperature, *call.rows))
+    return _Rows.apply(call, symmetric, call.anchor, call.inv_temperature, *call.rows)

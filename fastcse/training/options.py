@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..evaluation.files import InputError
-from ..ops.backends import backends
+from ..ops.dispatch import backends
 from .objectives import resolve_options
 
 POOLINGS = ("cls", "mean")

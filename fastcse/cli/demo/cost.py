@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from ...losses.focal import focal_infonce_loss
-from ...ops.backends import last_backend
+from ...ops.dispatch import last_backend
 
 TEMPERATURE, MARGIN = 0.05, 0.3
 IMPLEMENTATIONS = ("fused", "eager")

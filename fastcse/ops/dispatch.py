@@ -15,7 +15,7 @@ from ..native import module as native_module
 
 NAMES = ("triton", "cpp", "reference")
 # Below this many pairs the calls around the kernels cost more than the kernels save: plain torch is as fast or faster
-# (benchmarks/NOTES.md).
+#.
 SMALL_PAIRS = 0
 
 _last: str | None = None
