@@ -30,6 +30,7 @@ from fastcse.kernels import configs, pairwise, rows
 from fastcse.kernels.tile import device_fn
 from fastcse.losses.focal import DETACHED, FOCAL
 from fastcse.losses.infonce import SCALED
+from fastcse.transforms import LogitTransform
 
 ARCHITECTURES = (80, 90, 100)
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -66,6 +67,7 @@ class Case(NamedTuple):
     kernel: triton.JITFunction
     constants: dict
     pointers: dict
+    config: configs.TileConfig | None = None
 
 
 def _pointer(dtype: torch.dtype) -> str:
@@ -74,63 +76,57 @@ def _pointer(dtype: torch.dtype) -> str:
 
 def cases(dtype: torch.dtype) -> Iterator[Case]:
     """Every kernel in the forms that the launchers ask for."""
-    operand, weight = _pointer(dtype), "*fp32" if dtype == torch.float32 else "*bf16"
-    pair = {
-        "A": operand,
-        "C": operand,
-        "E": weight,
-        "OWN": "*i64",
-        "ROW_ID": "*i64",
-        "COL_ID": "*i64",
-        "STATS_I": "*i32",
-    }
-    config = configs.SINGLE if dtype == torch.float32 else configs.HALF
-    tile = {
-        "BLOCK_N": config.block_n, "BLOCK_M": config.block_m, "BLOCK_D": config.block_d, "GROUP": config.group,
-        "EVEN_D": True,
-        "RAISE": False, "PRECISION": "tf32",
-    }  # fmt: skip
-    f = {"F": device_fn(FOCAL.f), "DF": device_fn(FOCAL.df)}
-    plain = {"IDS": False, "LEAVE_OWN_OUT": True, "OWN_WEIGHT": False}
-    outputs = {"STORE": True, "F_SUM": False, "STATS": False}
-    forms = {
-        "gradients": {}, "sums": {"STORE": False}, "statistics": {"STATS": True}, "ids": {"IDS": True},
-        "learned temperature": {"F_SUM": True},
-        "weighted block": {"LEAVE_OWN_OUT": False, "OWN_WEIGHT": True},
-    }  # fmt: skip
-    for form, flags in forms.items():
-        yield Case(
-            "sweep",
-            form,
-            dtype,
-            pairwise.sweep_kernel,
-            {**tile, **f, **plain, **outputs, "GATED": False, **flags},
-            pair,
-        )
-    for form, store in (("sums", False), ("gradients", True)):
-        yield Case(
-            "symmetric",
-            form,
-            dtype,
-            pairwise.symmetric_kernel,
-            {**tile, **f, **outputs, "IDS": False, "STORE": store},
-            pair,
-        )
-    for other in (SCALED, DETACHED):
-        functions = {"F": device_fn(other.f), "DF": device_fn(other.df)}
-        flags = {**plain, **outputs, "GATED": False}
-        yield Case("sweep", other.name, dtype, pairwise.sweep_kernel, {**tile, **functions, **flags}, pair)
-    yield Case("largest", "", dtype, pairwise.largest_kernel, {**tile, "F": f["F"], **plain}, pair)
-    yield Case("similarity", "", dtype, pairwise.similarity_kernel, tile, pair)
-    row = {"X": operand, "A": operand, "C": operand, "INDEX": "*i64"}
-    yield Case("inverse_norms", "", dtype, rows.inverse_norms_kernel, {"BLOCK_D": 1024}, row)
+    yield from _pair_cases(dtype)
+    yield from _row_cases(dtype)
+
+
+def _tile(config: configs.TileConfig) -> dict:
+    sides = {"BLOCK_N": config.block_n, "BLOCK_M": config.block_m, "BLOCK_D": config.block_d, "GROUP": config.group}
+    return {**sides, "EVEN_D": True, "RAISE": False, "PRECISION": "tf32"}
+
+
+def _functions(transform: LogitTransform) -> dict:
+    return {"F": device_fn(transform.f), "DF": device_fn(transform.df)}
+
+
+def _pair_cases(dtype: torch.dtype) -> Iterator[Case]:
+    integers = {"OWN": "*i64", "ROW_ID": "*i64", "COL_ID": "*i64", "STATS_I": "*i32"}
+    weight = "*fp32" if dtype == torch.float32 else "*bf16"
+    pointers = {"A": _pointer(dtype), "C": _pointer(dtype), "E": weight, **integers}
+    single = dtype == torch.float32
+    plain, busy = (configs.SINGLE, configs.SINGLE_BUSY) if single else (configs.HALF, configs.HALF_BUSY)
+    outputs = {"STORE": True, "F_SUM": False, "STATS": False, "IDS": False}
+    whole = {"LEAVE_OWN_OUT": True, "OWN_WEIGHT": False}
+    sweeps = [
+        ("gradients", FOCAL, plain, {}), ("sums", FOCAL, plain, {"STORE": False}), ("scaled", SCALED, plain, {}),
+        ("detached", DETACHED, plain, {}), ("statistics", FOCAL, busy, {"STATS": True}),
+        ("ids", FOCAL, busy, {"IDS": True}), ("learned temperature", FOCAL, busy, {"F_SUM": True}),
+        ("weighted block", FOCAL, plain, {"LEAVE_OWN_OUT": False, "OWN_WEIGHT": True}),
+    ]  # fmt: skip
+    for form, transform, config, flags in sweeps:
+        constants = {**_tile(config), **_functions(transform), **whole, **outputs, "GATED": False, **flags}
+        yield Case("sweep", form, dtype, pairwise.sweep_kernel, constants, pointers, config)
+    for form, config, store in (("sums", plain, False), ("gradients", busy, True)):
+        constants = {**_tile(config), **_functions(FOCAL), **outputs, "STORE": store}
+        yield Case("symmetric", form, dtype, pairwise.symmetric_kernel, constants, pointers, config)
+    constants = {**_tile(plain), "F": device_fn(FOCAL.f), "IDS": False, **whole}
+    yield Case("largest", "", dtype, pairwise.largest_kernel, constants, pointers, plain)
+    yield Case("similarity", "", dtype, pairwise.similarity_kernel, _tile(plain), pointers, plain)
+
+
+def _row_cases(dtype: torch.dtype) -> Iterator[Case]:
+    pointers = {"X": _pointer(dtype), "A": _pointer(dtype), "C": _pointer(dtype), "INDEX": "*i64"}
     positive = {"F_POSITIVE": device_fn(FOCAL.f_positive)}
-    yield Case("open_rows", "", dtype, rows.open_rows_kernel, {"BLOCK_D": 1024, **positive}, row)
-    yield Case("close_rows", "", dtype, rows.close_rows_kernel, {"BLOCK": 256}, row)
     pull = {"BLOCK": 256, "HAS_INVERSE": True, "DF_POSITIVE": device_fn(FOCAL.df_positive), **positive}
-    yield Case("pull_rows", "", dtype, rows.pull_rows_kernel, pull, {**row, "C_SCALE": "*fp32"})
     finish = {"BLOCK_D": 1024, "HAS_FACTOR": True, "HAS_PULL": True, "HAS_SCALE": True}
-    yield Case("finish_rows", "", dtype, rows.finish_rows_kernel, finish, row)
+    for name, kernel, constants in (
+        ("inverse_norms", rows.inverse_norms_kernel, {"BLOCK_D": 1024}),
+        ("open_rows", rows.open_rows_kernel, {"BLOCK_D": 1024, **positive}),
+        ("close_rows", rows.close_rows_kernel, {"BLOCK": 256}),
+        ("pull_rows", rows.pull_rows_kernel, pull),
+        ("finish_rows", rows.finish_rows_kernel, finish),
+    ):
+        yield Case(name, "", dtype, kernel, constants, pointers)
 
 
 INTEGERS = {
@@ -160,10 +156,8 @@ def compile_case(case: Case, arch: int) -> Compiled:
         name for name in signature if signature[name].startswith("*") or name.startswith("stride") or name == "D"
     ]
     attributes = {(case.kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned}
-    config = configs.SINGLE if case.dtype == torch.float32 else configs.HALF
-    pairwise = "BLOCK_N" in case.constants
-    options = {"num_warps": 4, "num_stages": 1}
-    if pairwise:
+    config, options = case.config, {"num_warps": 4, "num_stages": 1}
+    if config:
         options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "maxnreg": config.max_registers}
     source = ASTSource(case.kernel, signature, case.constants, attributes)
     binary = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
@@ -171,7 +165,7 @@ def compile_case(case: Case, arch: int) -> Compiled:
     shared, threads = binary.metadata.shared, 32 * options["num_warps"]
     by_registers = REGISTERS // (-(-registers // 8) * 8 * threads)
     by_shared = SHARED_TOTAL[arch] // (shared + 1024)
-    tile = f"{config.block_n}x{config.block_m}x{config.block_d}" if pairwise else "row"
+    tile = f"{config.block_n}x{config.block_m}x{config.block_d}" if config else "row"
     ptx = binary.asm["ptx"]
     return Compiled(
         case.name, case.form, TYPES[case.dtype], arch, tile, options["num_warps"], options["num_stages"], registers,

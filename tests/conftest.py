@@ -26,8 +26,12 @@ from oracle import Outcome  # noqa: E402
 import fastcse  # noqa: E402
 
 hypothesis.settings.register_profile(
-    "fastcse", derandomize=True, deadline=None, database=None,
-    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow])
+    "fastcse",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
+)
 hypothesis.settings.load_profile("fastcse")
 
 PACKAGE = str(Path(fastcse.__file__).resolve().parent)
@@ -36,6 +40,7 @@ BACKENDS = ("reference", "triton") if DEVICE == "cuda" else ("reference", "cpp",
 
 def poisoned(allocate):
     """`allocate`, but memory asked for by a fastcse file comes filled with what no result may contain."""
+
     def call(*args, **options):
         out = allocate(*args, **options)
         if torch.compiler.is_compiling() or not sys._getframe(1).f_code.co_filename.startswith(PACKAGE):
@@ -44,6 +49,7 @@ def poisoned(allocate):
             if out.is_floating_point():
                 return out.fill_(torch.nan)
             return out.fill_(True if out.dtype == torch.bool else torch.iinfo(out.dtype).max - 7)
+
     return call
 
 
@@ -55,8 +61,10 @@ torch.Tensor.new_empty = poisoned(torch.Tensor.new_empty)
 
 def covering(items):
     """A part of one test's items in which every pair of parameter values occurs, picked greedily in order."""
-    wanted = {item: set(combinations(sorted((k, repr(v)) for k, v in item.callspec.params.items()), 2)) or {item.name}
-              for item in items}
+    wanted = {
+        item: set(combinations(sorted((k, repr(v)) for k, v in item.callspec.params.items()), 2)) or {item.name}
+        for item in items
+    }
     missing, kept = set().union(*wanted.values()), []
     while missing:
         best = max(items, key=lambda item: len(wanted[item] & missing))
@@ -74,8 +82,9 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if getattr(item, "callspec", None) and item.callspec.params.get("backend") == "triton":
             interpreted[item.parent.nodeid, item.originalname].append(item)
-    dropped = {item for group in interpreted.values() for item in group} - \
-        {item for group in interpreted.values() for item in covering(group)}
+    dropped = {item for group in interpreted.values() for item in group} - {
+        item for group in interpreted.values() for item in covering(group)
+    }
     config.hook.pytest_deselected(items=list(dropped))
     items[:] = [item for item in items if item not in dropped]
 
@@ -104,23 +113,35 @@ def backend(request):
 @pytest.fixture
 def forced(backend):
     """Calls a public function with the backend forced, and asserts that this backend ran."""
+
     def call(function, *args, **options):
         out = function(*args, backend=backend, **options)
         assert fastcse.last_backend() == backend
         return out
+
     return call
 
 
 def loss_arguments(case, device, temperature=None):
     """The public function, leaves and keyword arguments of an `oracle.Case`."""
+
     def place(x):
         return None if x is None else x.detach().to(device)
-    leaves = [place(case.anchor).clone().requires_grad_(), place(case.candidate).clone().requires_grad_()]
-    extras = [place(e.rows).clone().requires_grad_(e.grad) for e in case.extras]
-    blocks = [fastcse.CandidateBlock(rows, log_weight=place(e.log_weight), own_log_weight=e.own_log_weight,
-                                     id=place(e.id)) for rows, e in zip(extras, case.extras)]
-    options = dict(temperature=case.temperature if temperature is None else temperature, symmetric=case.symmetric,
-                   anchor_id=place(case.anchor_id), candidate_id=place(case.candidate_id), normalize=case.normalize)
+
+    # Never cloned: a clone would be contiguous, and the strides are part of the case.
+    leaves = [place(case.anchor).requires_grad_(), place(case.candidate).requires_grad_()]
+    extras = [place(e.rows).requires_grad_(e.grad) for e in case.extras]
+    blocks = [
+        fastcse.CandidateBlock(rows, log_weight=place(e.log_weight), own_log_weight=e.own_log_weight, id=place(e.id))
+        for rows, e in zip(extras, case.extras)
+    ]
+    options = dict(
+        temperature=case.temperature if temperature is None else temperature,
+        symmetric=case.symmetric,
+        anchor_id=place(case.anchor_id),
+        candidate_id=place(case.candidate_id),
+        normalize=case.normalize,
+    )
     if blocks:
         options["negatives"] = blocks
     if case.focal:
@@ -131,7 +152,8 @@ def loss_arguments(case, device, temperature=None):
 
 @pytest.fixture
 def run(forced, device):
-    """Runs an `oracle.Case` forward and, with `grad`, backward on the forced backend; `upstream` (N,) weighs the rows."""
+    """Runs an `oracle.Case` forward and, with `grad`, backward on the forced backend; `upstream` (N,) weighs rows."""
+
     def go(case, *, reduction="none", upstream=None, learn=False, grad=True, **more):
         temperature = torch.tensor(case.temperature, device=device, requires_grad=True) if learn else None
         function, leaves, extras, positive, options = loss_arguments(case, device, temperature)
@@ -145,6 +167,13 @@ def run(forced, device):
             loss.backward(torch.full((n,), 1 / n, device=device) if upstream is None else upstream.to(device))
         else:
             loss.backward()
-        return Outcome(loss.detach(), leaves[0].grad, leaves[1].grad, tuple(e.grad for e in extras),
-                       temperature.grad if learn else None, stats)
+        return Outcome(
+            loss.detach(),
+            leaves[0].grad,
+            leaves[1].grad,
+            tuple(e.grad for e in extras),
+            temperature.grad if learn else None,
+            stats,
+        )
+
     return go

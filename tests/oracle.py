@@ -1,24 +1,22 @@
-"""Truth and yardstick of the contrastive losses; knows nothing of fastcse.
+"""Truth about the contrastive losses: numpy float64, one loop per anchor, its own analytic gradient.
 
-`oracle` is numpy float64 with one loop per anchor and its own analytic gradient; `eager` is what a user would write in
-plain torch, in the dtype of the inputs. The allowed error is twice that of `eager`, plus 2 units in the last place.
+Knows nothing of fastcse. What an error may be is said in `yardstick`.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 
 @dataclass
 class Extra:
     """One extra block of negatives; `grad` says whether its rows require one."""
 
-    rows: torch.Tensor                    # (K, D)
+    rows: torch.Tensor  # (K, D)
     log_weight: torch.Tensor | None = None  # (K,)
     own_log_weight: float = 0.0
-    id: torch.Tensor | None = None        # (K,) int64
+    id: torch.Tensor | None = None  # (K,) int64
     grad: bool = True
 
 
@@ -26,8 +24,8 @@ class Extra:
 class Case:
     """Arguments of one loss call."""
 
-    anchor: torch.Tensor                  # (N, D)
-    candidate: torch.Tensor               # (M, D)
+    anchor: torch.Tensor  # (N, D)
+    candidate: torch.Tensor  # (M, D)
     positive: torch.Tensor | None = None  # (N,) int64
     extras: tuple[Extra, ...] = ()
     focal: bool = False
@@ -54,11 +52,12 @@ class Outcome:
     dextras: tuple = ()
     dtemperature: object = None
     stats: object = None
-    terms: tuple = ()          # of each gradient, the largest sum of absolute terms that its elements are sums of
-    logit_terms: float = 0.0   # the same of a row's loss: how far it moves when every logit moves by its own size
+    terms: tuple = ()  # of each gradient, the largest sum of absolute terms that its elements are sums of
+    logit_terms: float = 0.0  # the same of a row's loss: how far it moves when every logit moves by its own size
 
 
 # ---------------------------------------------------------------- truth
+
 
 def to64(tensor):
     return tensor.detach().cpu().double().numpy()
@@ -92,8 +91,7 @@ def maps(case):
     t, m, share = case.temperature, case.margin, 1 if case.detach else 2
     if not case.focal:
         return (lambda s: s / t, lambda s: 1 / t + 0 * s) * 2
-    return (lambda s: s * s / t, lambda s: share * s / t,
-            lambda s: s * (s + m) / t, lambda s: (share * s + m) / t)
+    return (lambda s: s * s / t, lambda s: share * s / t, lambda s: s * (s + m) / t, lambda s: (share * s + m) / t)
 
 
 def softmax_row(s, own, pos, keep, bias, case):
@@ -108,7 +106,7 @@ def softmax_row(s, own, pos, keep, bias, case):
     small = len(rest) == 0 or rest.max() <= x[own]
     loss = np.log1p(np.exp(rest - x[own]).sum()) if small else lse - x[own]
     dx = np.exp(x - lse)
-    dx[own] = -np.exp(rest - lse).sum()   # p - 1 without cancellation
+    dx[own] = -np.exp(rest - lse).sum()  # p - 1 without cancellation
     return loss, dx * slope, dx * phi, lse
 
 
@@ -123,7 +121,7 @@ def row_keep(case, i):
         k = len(extra.rows)
         keep.append(np.ones(k, bool) if extra.id is None else ints(extra.id) != ints(case.anchor_id)[i])
         weight = np.zeros(k) if extra.log_weight is None else to64(extra.log_weight).copy()
-        weight[i:i + 1] += extra.own_log_weight
+        weight[i : i + 1] += extra.own_log_weight
         bias.append(weight)
     return own, np.concatenate(keep), np.concatenate(bias)
 
@@ -143,7 +141,7 @@ def oracle(case, upstream=None):
     """Rows and gradients of sum(upstream * rows) in float64; `upstream` None is the mean's 1/N."""
     raw = [to64(z) for z in (case.anchor, case.candidate, *(e.rows for e in case.extras))]
     u, *blocks = [unit(z)[0] if case.normalize else z for z in raw]
-    n, v = len(u), np.concatenate(blocks)                                    # v: (M + extras, D)
+    n, v = len(u), np.concatenate(blocks)  # v: (M + extras, D)
     s = u @ v.T
     weight = np.full(n, 1 / n) if upstream is None else to64(upstream)
     rows, lse, ds, moved, size = np.zeros(n), np.zeros(n), np.zeros_like(s), np.zeros(n), np.zeros(n)
@@ -162,117 +160,15 @@ def oracle(case, upstream=None):
             moved[i] += share * dx.sum()
             size[i] = max(size[i], np.abs(dx).sum())
     edges = np.cumsum([len(b) for b in blocks])[:-1]
-    parts = [(ds, v), *((part.T, u) for part in np.split(ds, edges, axis=1))]       # gradient of each is ds @ v
+    parts = [(ds, v), *((part.T, u) for part in np.split(ds, edges, axis=1))]  # gradient of each is ds @ v
     grads = [unit_backward(g @ w, z) if case.normalize else g @ w for (g, w), z in zip(parts, raw)]
     terms = tuple(largest_terms(g, w, z, case.normalize) for (g, w), z in zip(parts, raw))
     dtemperature = -(weight * moved).sum() / case.temperature
     return Outcome(rows, grads[0], grads[1], tuple(grads[2:]), dtemperature, lse, terms, size.max())
 
 
-# ---------------------------------------------------------------- yardstick
-
-def masks(case):
-    """(N, M + extras) keep and log-weights of the rows, (N, N) keep of the column direction."""
-    keep, bias = zip(*(row_keep(case, i)[1:] for i in range(len(case.anchor))))
-    by_column = [column_keep(case, i)[0] for i in range(len(case.anchor))] if case.symmetric else [[]]
-    return [torch.as_tensor(np.stack(part)).to(case.anchor.device) for part in (keep, bias, by_column)]
-
-
-def eager_rows(case, anchor, candidate, extras, scale, seen=None):
-    """(N,) losses as plain torch writes them, in the inputs' dtype; `scale` divides or multiplies the logits."""
-    keep, bias, by_column = seen or masks(case)
-    columns = case.columns().to(anchor.device)
-    rows = [F.normalize(z, dim=1) if case.normalize else z for z in (anchor, candidate, *extras)]
-    s = rows[0] @ torch.cat(rows[1:]).T                                      # (N, M + extras)
-    if case.focal:
-        weight = torch.where(F.one_hot(columns, s.shape[1]).bool(), s, s + case.margin)
-        s = s * (weight.detach() if case.detach else weight)
-    x = scale(s)
-    loss = F.cross_entropy((x + bias.to(x.dtype)).masked_fill(~keep, -torch.inf), columns, reduction="none")
-    if not case.symmetric:
-        return loss
-    x = x.T[columns].masked_fill(~by_column, -torch.inf)                     # (N, N): candidate p_i against anchor k
-    return (loss + F.cross_entropy(x, torch.arange(len(x), device=x.device), reduction="none")) / 2
-
-
-def eager(case, upstream=None, dtype=None, multiply=False, seen=None):
-    """The yardstick's rows and gradients, in `dtype` (the inputs' when None)."""
-    dtype = dtype or case.anchor.dtype
-    leaves = [z.detach().to(dtype).requires_grad_() for z in (case.anchor, case.candidate, *(e.rows for e in case.extras))]
-    temperature = torch.tensor(case.temperature, dtype=dtype if dtype == torch.float64 else torch.float32,
-                               device=case.anchor.device, requires_grad=True)
-    scale = (lambda s: s * (1 / temperature)) if multiply else (lambda s: s / temperature)
-    rows = eager_rows(case, leaves[0], leaves[1], leaves[2:], scale, seen)
-    total = rows.mean() if upstream is None else (rows * upstream.to(rows.dtype)).sum()
-    grads = torch.autograd.grad(total, [*leaves, temperature])
-    return Outcome(rows.detach(), grads[0], grads[1], grads[2:-1], grads[-1])
-
-
-def shuffled(case, order):
-    """The same case with its features in another order: same loss, other rounding."""
-    extras = tuple(replace(e, rows=e.rows[:, order]) for e in case.extras)
-    return replace(case, anchor=case.anchor[:, order], candidate=case.candidate[:, order], extras=extras)
-
-
-def yardsticks(case, upstream=None, draws=8):
-    """`eager` under several orders of the features, dividing by the temperature or multiplying by its inverse as
-    published code does either, so that one lucky rounding does not set the bar."""
-    width, seen = case.anchor.shape[1], masks(case)
-    for draw in range(draws):
-        order = torch.arange(width) if draw < 2 else \
-            torch.randperm(width, generator=torch.Generator().manual_seed(draw))
-        out = eager(shuffled(case, order), upstream, multiply=draw % 2 == 1, seen=seen)
-        back = order.argsort()
-        yield Outcome(out.loss, out.danchor[:, back], out.dcandidate[:, back],
-                      tuple(g[:, back] for g in out.dextras), out.dtemperature)
-
-
-# ---------------------------------------------------------------- the rule
-
-def ulp(dtype, magnitude):
-    """Distance of neighbouring numbers of `dtype` at `magnitude`; what is below float32's normal numbers is nothing."""
-    info = torch.finfo(dtype)
-    return max(info.eps * 2.0 ** np.floor(np.log2(max(float(magnitude), info.tiny))), torch.finfo(torch.float32).tiny)
-
-
-def miss(got, exact):
-    """Largest absolute difference; NaN and inf count as infinite."""
-    got = to64(got) if isinstance(got, torch.Tensor) else np.asarray(got)
-    assert got.shape == np.shape(exact), f"shape {got.shape}, expected {np.shape(exact)}"
-    difference = np.abs(got - exact)
-    return 0.0 if difference.size == 0 else float(np.where(np.isfinite(difference), difference, np.inf).max())
-
-
-def assert_within(got, exact, sticks, name, terms=0.0, slack=2.0):
-    """|got - exact| <= slack * (what plain torch misses) + 2 ulp of got's dtype + 2 float32 ulp of the terms that an
-    element is a sum of, so that an exact cancellation in the yardstick asks for no exact cancellation here."""
-    yard = max(miss(stick, exact) for stick in sticks)
-    assert np.isfinite(yard), f"{name}: the yardstick itself is not finite"
-    allowed = slack * yard + 2 * ulp(got.dtype, np.abs(exact).max()) + 2 * ulp(torch.float32, terms) * (terms > 0)
-    error = miss(got, exact)
-    assert error <= allowed, f"{name}: error {error:.3e} > allowed {allowed:.3e} (plain torch misses {yard:.3e})"
-
-
-def assert_rule(case, got, upstream=None, reduction="none"):
-    """Loss and every gradient of `got` against the oracle, by the accuracy rule."""
-    exact, sticks = oracle(case, upstream), list(yardsticks(case, upstream))
-    reduce = {"none": lambda r: r, "mean": lambda r: r.mean(), "sum": lambda r: r.sum()}[reduction]
-    assert got.loss.dtype == (torch.float64 if case.anchor.dtype == torch.float64 else torch.float32)
-    count = len(exact.loss) if reduction == "sum" else 1
-    assert_within(got.loss, reduce(exact.loss), [reduce(s.loss) for s in sticks], "loss", count * exact.logit_terms / 2)
-    assert_within(got.danchor, exact.danchor, [s.danchor for s in sticks], "danchor", exact.terms[0])
-    assert_within(got.dcandidate, exact.dcandidate, [s.dcandidate for s in sticks], "dcandidate", exact.terms[1])
-    for k, extra in enumerate(case.extras):
-        if extra.grad:
-            assert_within(got.dextras[k], exact.dextras[k], [s.dextras[k] for s in sticks], f"dextras[{k}]",
-                          exact.terms[k + 2])
-        else:
-            assert got.dextras[k] is None, f"extras[{k}] asked for no gradient and got one"
-    if got.dtemperature is not None:
-        assert_within(got.dtemperature, np.asarray(exact.dtemperature), [s.dtemperature for s in sticks], "dtemperature")
-
-
 # ---------------------------------------------------------------- data
+
 
 def make_rows(kind, n, m, d, dtype=torch.float32, seed=0):
     """anchor (n, d), candidate (m, d), positive (n,). Random: far pairs; clustered: near pairs in tight groups;

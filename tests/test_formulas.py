@@ -19,19 +19,24 @@ def cosine(x, y):
 
 def simcse(z1, z2, z3):
     """-log exp(S_ii / tau) / sum_j exp(S_ij / tau)."""
+
     def row(i):
         total = sum(math.exp(cosine(z1[i], z2[j]) / TAU) for j in range(len(z2)))
         return -math.log(math.exp(cosine(z1[i], z2[i]) / TAU) / total)
+
     return [row(i) for i in range(len(z1))]
 
 
 def supervised_simcse(z1, z2, z3):
     """The denominator also holds every contradiction, the row's own one exp(w) times."""
+
     def row(i):
         total = sum(math.exp(cosine(z1[i], z2[j]) / TAU) for j in range(len(z2)))
-        total += sum(math.exp(cosine(z1[i], z3[j]) / TAU) * (math.exp(HARD_WEIGHT) if i == j else 1.0)
-                     for j in range(len(z3)))
+        total += sum(
+            math.exp(cosine(z1[i], z3[j]) / TAU) * (math.exp(HARD_WEIGHT) if i == j else 1.0) for j in range(len(z3))
+        )
         return -math.log(math.exp(cosine(z1[i], z2[i]) / TAU) / total)
+
     return [row(i) for i in range(len(z1))]
 
 
@@ -42,10 +47,12 @@ def clip(z1, z2, z3):
 
 def focal(z1, z2, z3):
     """Positive logit s^2 / tau, negative logit s (s + m) / tau."""
+
     def row(i):
         s = [cosine(z1[i], z2[j]) for j in range(len(z2))]
         top = math.exp(s[i] * s[i] / TAU)
         return -math.log(top / (top + sum(math.exp(s[j] * (s[j] + MARGIN) / TAU) for j in range(len(s)) if j != i)))
+
     return [row(i) for i in range(len(z1))]
 
 
@@ -59,11 +66,13 @@ FORMULAS = {
 
 def slope(formula, which, i, k, step=1e-6):
     """Central difference of the mean loss by element (i, k) of view `which`."""
+
     def mean(shift):
         views = [[row[:] for row in view] for view in (ANCHOR, CANDIDATE, CONTRADICTION)]
         views[which][i][k] += shift
         rows = formula(*views)
         return sum(rows) / len(rows)
+
     return (mean(step) - mean(-step)) / (2 * step)
 
 

@@ -14,8 +14,14 @@ PAIRS = [(fastcse.InfoNCELoss, fastcse.infonce_loss), (fastcse.FocalInfoNCELoss,
 every_module = pytest.mark.parametrize(("module", "function"), PAIRS, ids=["infonce", "focal"])
 
 OPTIONS = [
-    {}, {"temperature": 0.2}, {"symmetric": True}, {"normalize": False, "temperature": 3.0}, {"reduction": "none"},
-    {"reduction": "sum"}, {"max_workspace_bytes": 1 << 14}, {"backend": "reference"},
+    {},
+    {"temperature": 0.2},
+    {"symmetric": True},
+    {"normalize": False, "temperature": 3.0},
+    {"reduction": "none"},
+    {"reduction": "sum"},
+    {"max_workspace_bytes": 1 << 14},
+    {"backend": "reference"},
 ]
 
 
@@ -27,8 +33,12 @@ def views(device, n=5, m=6, d=4):
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_a_module_is_its_function(device, module, function, options):
     anchor, candidate, hard = views(device)
-    arguments = dict(positive=torch.arange(5, device=device).flip(0), negatives=[fastcse.CandidateBlock(hard)],
-                     anchor_id=torch.arange(5, device=device) % 3, candidate_id=torch.arange(6, device=device) % 4)
+    arguments = dict(
+        positive=torch.arange(5, device=device).flip(0),
+        negatives=[fastcse.CandidateBlock(hard)],
+        anchor_id=torch.arange(5, device=device) % 3,
+        candidate_id=torch.arange(6, device=device) % 4,
+    )
     layer = module(**options)
     got, expected = layer(anchor, candidate, **arguments), function(anchor, candidate, **arguments, **options)
     torch.testing.assert_close(got, expected, rtol=0, atol=0)
@@ -52,10 +62,13 @@ def test_the_options_of_the_focal_module(device, options):
 
 def test_defaults_are_the_published_settings():
     anchor, candidate, _ = views("cpu")
-    torch.testing.assert_close(fastcse.FocalInfoNCELoss()(anchor, candidate),
-                               fastcse.focal_infonce_loss(anchor, candidate, temperature=0.05, margin=0.3))
-    torch.testing.assert_close(fastcse.InfoNCELoss()(anchor, candidate),
-                               fastcse.infonce_loss(anchor, candidate, temperature=0.05))
+    torch.testing.assert_close(
+        fastcse.FocalInfoNCELoss()(anchor, candidate),
+        fastcse.focal_infonce_loss(anchor, candidate, temperature=0.05, margin=0.3),
+    )
+    torch.testing.assert_close(
+        fastcse.InfoNCELoss()(anchor, candidate), fastcse.infonce_loss(anchor, candidate, temperature=0.05)
+    )
 
 
 @every_module
@@ -65,6 +78,7 @@ def test_only_the_first_arguments_are_positional(module, function):
 
 
 # ---------------------------------------------------------------- temperature
+
 
 @every_module
 def test_a_fixed_temperature_is_no_parameter(module, function):
@@ -98,7 +112,8 @@ def test_a_learnable_temperature_has_the_right_gradient(device, module, function
     expected = function(anchor, candidate, temperature=temperature, **options)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
     (parameter,) = layer.parameters()
-    (got,), (by_temperature,) = torch.autograd.grad(loss.sum(), parameter), torch.autograd.grad(expected.sum(), temperature)
+    (got,) = torch.autograd.grad(loss.sum(), parameter)
+    (by_temperature,) = torch.autograd.grad(expected.sum(), temperature)
     sign = math.copysign(1, float(parameter) * math.log(0.3))
     torch.testing.assert_close(got, sign * 0.3 * by_temperature, rtol=1e-4, atol=1e-6)
 
@@ -142,6 +157,7 @@ def test_half_precision_rows_and_a_float_temperature(device, module, function):
 
 
 # ---------------------------------------------------------------- stats and manners
+
 
 @every_module
 def test_stats_after_a_forward(device, module, function):

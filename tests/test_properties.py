@@ -4,7 +4,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import Case, Extra, assert_rule
+from oracle import Case, Extra
+from yardstick import assert_rule
 
 INTERPRETED = settings(max_examples=25)
 NATIVE = settings(max_examples=100)
@@ -24,17 +25,30 @@ def cases(draw, largest):
 
     def ids(count):
         return torch.randint(0, draw(st.sampled_from([2, 5, 100])), (count,), generator=g)
+
     masked = draw(st.booleans())
-    extras = tuple(
-        Extra(rows(k), torch.randn(k, generator=g) if draw(st.booleans()) else None, draw(st.sampled_from([0.0, 0.7, -2.0])),
-              ids(k) if masked and draw(st.booleans()) else None, draw(st.booleans()))
-        for k in (max(n, draw(size)) for _ in range(draw(st.integers(0, 2)))))
+
+    def extra(k):
+        weight = torch.randn(k, generator=g) if draw(st.booleans()) else None
+        own = draw(st.sampled_from([0.0, 0.7, -2.0]))
+        return Extra(rows(k), weight, own, ids(k) if masked and draw(st.booleans()) else None, draw(st.booleans()))
+
+    extras = tuple(extra(max(n, draw(size))) for _ in range(draw(st.integers(0, 2))))
     focal = draw(st.booleans())
     in_batch = masked and (draw(st.booleans()) or all(e.id is None for e in extras))
-    case = Case(rows(n), rows(m), torch.randint(0, m, (n,), generator=g), extras, focal=focal,
-                temperature=draw(st.sampled_from([0.02, 0.05, 0.3, 1.0])), margin=draw(st.sampled_from([0.0, 0.3, -0.2])),
-                detach=focal and draw(st.booleans()), symmetric=draw(st.booleans()),
-                anchor_id=ids(n) if masked else None, candidate_id=ids(m) if in_batch else None)
+    case = Case(
+        rows(n),
+        rows(m),
+        torch.randint(0, m, (n,), generator=g),
+        extras,
+        focal=focal,
+        temperature=draw(st.sampled_from([0.02, 0.05, 0.3, 1.0])),
+        symmetric=draw(st.booleans()),
+        margin=draw(st.sampled_from([0.0, 0.3, -0.2])),
+        detach=focal and draw(st.booleans()),
+        anchor_id=ids(n) if masked else None,
+        candidate_id=ids(m) if in_batch else None,
+    )
     return case, torch.randn(n, generator=g)
 
 
@@ -79,8 +93,13 @@ FEW = settings(max_examples=12)
 def random_case(shape, **options):
     n, m, d, seed = shape
     g = torch.Generator().manual_seed(seed)
-    return Case(torch.randn(n, d, generator=g), torch.randn(m, d, generator=g), torch.randint(0, m, (n,), generator=g),
-                temperature=0.3, **options), g
+    return Case(
+        torch.randn(n, d, generator=g),
+        torch.randn(m, d, generator=g),
+        torch.randint(0, m, (n,), generator=g),
+        temperature=0.3,
+        **options,
+    ), g
 
 
 def assert_same(got, expected, scale=1.0):
@@ -92,8 +111,14 @@ def assert_same(got, expected, scale=1.0):
 def test_permutations_of_anchors_and_of_candidates(run, shape, focal, symmetric):
     case, g = random_case(shape, focal=focal, symmetric=symmetric)
     of_n, of_m = torch.randperm(shape[0], generator=g), torch.randperm(shape[1], generator=g)
-    moved = Case(case.anchor[of_n], case.candidate[of_m], of_m.argsort()[case.positive[of_n]], focal=focal,
-                 symmetric=symmetric, temperature=0.3)
+    moved = Case(
+        case.anchor[of_n],
+        case.candidate[of_m],
+        of_m.argsort()[case.positive[of_n]],
+        focal=focal,
+        symmetric=symmetric,
+        temperature=0.3,
+    )
     one, two = run(case), run(moved)
     assert_same(two.loss, one.loss.cpu()[of_n])
     assert_same(two.danchor, one.danchor.cpu()[of_n], float(one.danchor.abs().max()) + 1)
@@ -106,8 +131,16 @@ def test_a_power_of_two_in_length_changes_nothing(run, shape, exponent, focal, s
     case, _ = random_case(shape, focal=focal, symmetric=symmetric)
     factor = 2.0**exponent
     one = run(case)
-    two = run(Case(case.anchor * factor, case.candidate / factor, case.positive, focal=focal, symmetric=symmetric,
-                   temperature=0.3))
+    two = run(
+        Case(
+            case.anchor * factor,
+            case.candidate / factor,
+            case.positive,
+            focal=focal,
+            symmetric=symmetric,
+            temperature=0.3,
+        )
+    )
     assert_same(two.loss, one.loss)
     assert_same(two.danchor * factor, one.danchor, float(one.danchor.abs().max()) + 1)
     assert_same(two.dcandidate / factor, one.dcandidate, float(one.dcandidate.abs().max()) + 1)

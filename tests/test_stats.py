@@ -18,19 +18,30 @@ CANDIDATE_ID = torch.cat([ANCHOR_ID, torch.tensor([1, 3, 9])])
 def case_of(**options):
     anchor, candidate, _ = make_rows("random", 9, 12, 5, seed=4)
     anchor = anchor + candidate[:9]
-    extras = (Extra(torch.randn(4, 5), log_weight=torch.randn(4)), Extra(torch.randn(10, 5), own_log_weight=0.5, grad=False,
-                                                                         id=torch.arange(10)))
-    return Case(anchor, candidate, torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 11]), extras, anchor_id=ANCHOR_ID,
-                candidate_id=CANDIDATE_ID, temperature=0.3, **options)
+    extras = (
+        Extra(torch.randn(4, 5), log_weight=torch.randn(4)),
+        Extra(torch.randn(10, 5), own_log_weight=0.5, grad=False, id=torch.arange(10)),
+    )
+    return Case(
+        anchor,
+        candidate,
+        torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 11]),
+        extras,
+        anchor_id=ANCHOR_ID,
+        candidate_id=CANDIDATE_ID,
+        temperature=0.3,
+        **options,
+    )
 
 
 def expected(case):
     """The seven by-products, by hand in float64 with one loop per anchor."""
     scale = (lambda z: unit(z)[0]) if case.normalize else (lambda z: z)
-    u, v = scale(to64(case.anchor)), np.concatenate([scale(to64(z)) for z in (case.candidate, *(e.rows for e in case.extras))])
-    s, m = u @ v.T, len(case.candidate)
+    blocks = [case.candidate, *(e.rows for e in case.extras)]
+    s = scale(to64(case.anchor)) @ np.concatenate([scale(to64(z)) for z in blocks]).T
+    m = len(case.candidate)
     right, own_s, seen, masked, hardest, where = [], [], [], 0, [], []
-    for i in range(len(u)):
+    for i in range(len(s)):
         own, keep, _ = row_keep(case, i)
         keep = keep.copy()
         masked += int((~keep).sum())
@@ -41,10 +52,16 @@ def expected(case):
         inside = [j for j in range(m) if keep[j]]
         hardest.append(max((s[i, j] for j in inside), default=-np.inf))
         where.append(next((j for j in inside if s[i, j] == hardest[-1]), -1))
-    pairs = s.size - len(u)
-    return {"lse": oracle(case).stats, "accuracy": np.mean(right), "positive_similarity": np.mean(own_s),
-            "negative_similarity": np.mean(seen), "masked_share": masked / pairs, "hardest_similarity": np.array(hardest),
-            "hardest_index": np.array(where)}
+    pairs = s.size - len(s)
+    return {
+        "lse": oracle(case).stats,
+        "accuracy": np.mean(right),
+        "positive_similarity": np.mean(own_s),
+        "negative_similarity": np.mean(seen),
+        "masked_share": masked / pairs,
+        "hardest_similarity": np.array(hardest),
+        "hardest_index": np.array(where),
+    }
 
 
 def assert_stats(stats, truth):

@@ -27,7 +27,7 @@ def uniformity_oracle(rows, t=2.0):
     n, length = len(u), np.linalg.norm(rows, axis=1, keepdims=True)
     e = np.exp(-t * ((u[:, None] - u[None]) ** 2).sum(2))
     np.fill_diagonal(e, 0)
-    du = 2 * 2 * t * (e @ u) / e.sum()   # d/du of -t |u_a - u_b|^2 is 2 t u_b up to the part along u_a
+    du = 2 * 2 * t * (e @ u) / e.sum()  # d/du of -t |u_a - u_b|^2 is 2 t u_b up to the part along u_a
     return math.log(e.sum() / (n * (n - 1))), (du - (du * u).sum(1, keepdims=True) * u) / length
 
 
@@ -115,7 +115,7 @@ def test_bad_arguments():
 
 
 def test_memory_stays_below_one_matrix():
-    # 9000 rows: one float32 matrix is 309 MiB, and plain autograd keeps three. The peak is that of a process of its own.
+    # 9000 rows: one float32 matrix is 309 MiB, and plain autograd keeps three. The peak is that of its own process.
     code = """
 import resource, torch, fastcse
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -125,7 +125,12 @@ before = peak()
 fastcse.uniformity(rows).backward()
 print(peak() - before)
 """
-    done = subprocess.run([sys.executable, "-c", code], env=dict(os.environ), capture_output=True, text=True,
-                          cwd=Path(fastcse.__file__).parent.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=dict(os.environ),
+        capture_output=True,
+        text=True,
+        cwd=Path(fastcse.__file__).parent.parent,
+    )
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 309, f"peak grew by {done.stdout} MiB"

@@ -27,11 +27,19 @@ class TileConfig(NamedTuple):
 # multiprocessor, the sweep spills 736 bytes a thread on sm_90.
 HALF = TileConfig(128, 128, 64, 8, 8, 3, None)
 SINGLE = TileConfig(128, 128, 32, 8, 8, 3, None)
+# By-products, ids, a learned temperature and the second direction keep more values alive at once than 128 x 128 leaves
+# registers for: those forms spilled up to 720 bytes a thread.
+HALF_BUSY = TileConfig(128, 64, 64, 8, 8, 3, None)
+SINGLE_BUSY = TileConfig(128, 64, 32, 8, 8, 3, None)
 INTERPRETED = TileConfig(32, 32, 32, 2, 4, 1, None)
+# Every tile's sides divide this one: memory with room for whole tiles of it has room for any.
+LARGEST_TILE = 128
 
 
-def tile_config(dtype: torch.dtype) -> TileConfig:
-    """The tile for operands of `dtype` on the current device."""
+def tile_config(dtype: torch.dtype, busy: bool = False) -> TileConfig:
+    """The tile for operands of `dtype` on this device; `busy` for an epilogue with more than sums and weights."""
     if triton.knobs.runtime.interpret:
         return INTERPRETED
-    return SINGLE if dtype == torch.float32 else HALF
+    if dtype == torch.float32:
+        return SINGLE_BUSY if busy else SINGLE
+    return HALF_BUSY if busy else HALF

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..pairs import Block, Columns, Logits, RowChunk
 from ..transforms import get
-from .configs import INTERPRETED, tile_config
+from .configs import INTERPRETED, LARGEST_TILE, tile_config
 from .pairwise import largest_kernel, similarity_kernel, sweep_kernel, symmetric_kernel
 from .tile import device_fn
 
@@ -23,10 +23,9 @@ class Workspace:
 
     def __init__(self, rows: int, blocks: list[Block], keep: bool):
         self.columns = [b.rows.shape[0] for b in blocks]
-        config = tile_config(blocks[0].rows.dtype)
         # Whole tiles, so that kernels store without masks; the part past the end is never read.
-        height = triton.cdiv(rows, config.block_n) * config.block_n if keep else 1
-        widths = [triton.cdiv(m, config.block_m) * config.block_m if keep else 1 for m in self.columns]
+        height = triton.cdiv(rows, LARGEST_TILE) * LARGEST_TILE if keep else 1
+        widths = [triton.cdiv(m, LARGEST_TILE) * LARGEST_TILE if keep else 1 for m in self.columns]
         new = {"dtype": weight_type(blocks[0].rows), "device": blocks[0].rows.device}
         self.buffers = [torch.empty(height, width, **new) for width in widths]
 
@@ -62,9 +61,9 @@ def prepare(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 else x.contiguous()
 
 
-def _meta(a: Tensor) -> dict:
+def _meta(a: Tensor, busy: bool = False) -> dict:
     """Launch options for operands like `a`."""
-    config = tile_config(a.dtype)
+    config = tile_config(a.dtype, busy)
     tf32 = torch.get_float32_matmul_precision() != "highest"
     options = {
         "BLOCK_N": config.block_n, "BLOCK_M": config.block_m, "BLOCK_D": config.block_d, "GROUP": config.group,
@@ -120,27 +119,29 @@ def sweep(
     `gate` (0-dim bool) False: the programs return at once; the host never reads it.
     """
     n, m, d = *chunk.rows.shape[:1], *block.rows.shape
-    meta, transform = _meta(chunk.rows), get(logits.transform)
+    stats, transform = chunk.stats is not None, get(logits.transform)
+    # Only a learned temperature asks for the sums of e f.
+    f_sum = store and logits.inv_temperature_value is None
+    options = _options(chunk, block)
+    meta = _meta(chunk.rows, busy=stats or f_sum or options["IDS"] or (store and columns is not None))
     grid, tiles = _grid(n, m, meta)
     new = {"dtype": torch.float32, "device": chunk.rows.device}
     # Zeros only where programs may return without writing.
     sums = torch.zeros(2, tiles[1], n, **new) if gate is not None else torch.empty(2, tiles[1], n, **new)
     sizes = (n, m, d, chunk.rows.stride(0), block.rows.stride(0), weights.stride(0), logits.margin)
-    stats = chunk.stats is not None
     stats_f = torch.empty(3, tiles[1], n, **new) if stats else sums
     stats_i = torch.empty(tiles[1], n, dtype=torch.int32, device=sums.device) if stats else sums
-    # Only a learned temperature asks for the sums of e f.
-    f_sum = store and logits.inv_temperature_value is None
     f = {"F": device_fn(transform.f), "DF": device_fn(transform.df), "STORE": store, "F_SUM": f_sum, "STATS": stats}
     operands = _operands(chunk, block, logits, gate, columns)
     if columns is not None:
         col_sums = torch.empty(1 if store else tiles[0], m, **new)
-        ids = _options(chunk, block)["IDS"]
-        symmetric_kernel[(grid,)](*operands, weights, sums, col_sums, stats_f, stats_i, *sizes, **f, IDS=ids, **meta)
+        symmetric_kernel[(grid,)](
+            *operands, weights, sums, col_sums, stats_f, stats_i, *sizes, **f, IDS=options["IDS"], **meta
+        )
         if not store:
             columns.sum += col_sums.sum(0)
     else:
-        options = {**f, **_options(chunk, block), "GATED": gate is not None}
+        options |= {**f, "GATED": gate is not None}
         sweep_kernel[(grid,)](
             *operands, weights, sums, stats_f, stats_i, *sizes, block.own_log_weight, **options, **meta
         )

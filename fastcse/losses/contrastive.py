@@ -11,8 +11,8 @@ from torch import Tensor
 
 from .. import reference
 from ..ops import checks, eager
-from ..ops.dispatch import choose_backend, record
 from ..ops.call import STATS, Sweep
+from ..ops.dispatch import choose_backend, record
 from ..transforms import LogitTransform
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -94,7 +94,7 @@ def contrastive_loss(anchor: Tensor, candidate: Tensor, positive: Tensor | None,
     blocks = [CandidateBlock(candidate, id=call.candidate_id), *_as_blocks(call.negatives)]
     _check(anchor, blocks, positive, call)
     pairs = anchor.shape[0] * sum(b.rows.shape[0] for b in blocks)
-    chosen = choose_backend(anchor, call.backend, pairs)
+    chosen = choose_backend(anchor, call.backend)
     if chosen == "reference":
         record(chosen)
         loss, by_products = _reference(anchor, blocks, positive, call)

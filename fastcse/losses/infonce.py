@@ -7,6 +7,7 @@ from torch import Tensor
 from ..transforms import LogitTransform, register
 from .contrastive import Call, CandidateBlock, LossAndStats, contrastive_loss
 
+
 def _same(s, margin):
     return s
 

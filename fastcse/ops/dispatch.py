@@ -14,10 +14,6 @@ from .. import native
 from ..native import module as native_module
 
 NAMES = ("triton", "cpp", "reference")
-# Below this many pairs the calls around the kernels cost more than the kernels save: plain torch is as fast or faster
-#.
-SMALL_PAIRS = 0
-
 _last: str | None = None
 _announced: set[str] = set()
 
@@ -84,7 +80,7 @@ def record(name: str) -> None:
     _last = name
 
 
-def choose_backend(anchor: Tensor, backend: str | None, pairs: int) -> str:
+def choose_backend(anchor: Tensor, backend: str | None) -> str:
     """The backend an op will use for these tensors. A forced one that cannot run is an error; a fallback is announced
     once.
     """
@@ -94,7 +90,7 @@ def choose_backend(anchor: Tensor, backend: str | None, pairs: int) -> str:
         return "reference"
     if anchor.is_cuda:
         return "triton" if _status("triton").available else _fall_back("triton")
-    if anchor.device.type != "cpu" or pairs < SMALL_PAIRS:
+    if anchor.device.type != "cpu":
         return "reference"
     return "cpp" if native_module.available else _fall_back("cpp")
 

@@ -1,0 +1,199 @@
+"""Manners in autograd: upstream gradients, backward twice, second derivatives, modes, the same bits each time."""
+
+import pytest
+import torch
+from oracle import Case, Extra, make_rows
+
+import fastcse
+
+every_loss = pytest.mark.parametrize("focal", [False, True], ids=["infonce", "focal"])
+every_reduction = pytest.mark.parametrize("reduction", ["mean", "none"])
+LOSSES = [fastcse.infonce_loss, fastcse.focal_infonce_loss]
+
+
+def weigh(loss):
+    """A scalar of a loss whatever its reduction; rows get different weights."""
+    return loss if loss.dim() == 0 else (loss * torch.linspace(0.5, 2, len(loss), device=loss.device)).sum()
+
+
+def second_derivative(loss, leaf):
+    """Gradient by `leaf` of the squared gradient; what a gradient penalty asks for."""
+    (first,) = torch.autograd.grad(loss, leaf, create_graph=True)
+    return torch.autograd.grad(first.pow(2).sum(), leaf)[0]
+
+
+def assert_second_derivative(backend, of_loss, device):
+    """Right where the backend is plain torch, and a clear error elsewhere; never silently something else."""
+    leaf = torch.randn(4, 3, generator=torch.Generator().manual_seed(5)).to(device).requires_grad_()
+    if backend != "reference":
+        with pytest.raises(RuntimeError, match=r"(?i)differentiated (again|twice)|double backward|second derivative"):
+            second_derivative(of_loss(leaf), leaf)
+        return
+    wide = leaf.detach().double().requires_grad_()
+    torch.testing.assert_close(
+        second_derivative(of_loss(leaf), leaf), second_derivative(of_loss(wide), wide).float(), rtol=1e-3, atol=1e-4
+    )
+
+
+@every_loss
+@every_reduction
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_double_backward_is_a_clear_error(backend, device, focal, reduction, symmetric):
+    candidate = torch.randn(4, 3, device=device)
+    options = dict(reduction=reduction, symmetric=symmetric, temperature=0.5)
+    assert_second_derivative(
+        backend,
+        lambda leaf: weigh(
+            LOSSES[focal](
+                leaf, candidate.to(leaf.dtype), backend=backend if leaf.dtype == torch.float32 else None, **options
+            )
+        ),
+        device,
+    )
+
+
+def test_double_backward_of_similarity_is_a_clear_error(backend, device):
+    candidate = torch.randn(4, 3, device=device)
+    assert_second_derivative(
+        backend,
+        lambda leaf: (
+            fastcse.similarity(leaf, candidate.to(leaf.dtype), backend=backend if leaf.dtype == torch.float32 else None)
+            .pow(2)
+            .sum()
+        ),
+        device,
+    )
+
+
+@every_loss
+@every_reduction
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_same_inputs_twice_are_the_same_bits(run, backend, focal, reduction, symmetric):
+    n, d = (17, 5) if backend == "triton" else (300, 24)
+    anchor, candidate, positive = make_rows("clustered", n, n + 5, d)
+    case = Case(anchor, candidate, positive % 7, extras=(Extra(torch.randn(n, d)),), focal=focal, symmetric=symmetric)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        one, two = (run(case, reduction=reduction, learn=True) for _ in range(2))
+    finally:
+        torch.set_num_threads(threads)
+    for name in ("loss", "danchor", "dcandidate", "dtemperature"):
+        assert torch.equal(getattr(one, name), getattr(two, name)), name
+    assert torch.equal(one.dextras[0], two.dextras[0])
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_more_threads_give_the_same_answer(run, backend, symmetric):
+    if backend == "triton":
+        pytest.skip("kernels do not follow torch's threads; the cpp and reference cases run here")
+    case = Case(*make_rows("clustered", 301, 290, 24), symmetric=symmetric)
+    threads, answers = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            answers.append(run(case, reduction="mean"))
+    finally:
+        torch.set_num_threads(threads)
+    for other in answers[1:]:
+        torch.testing.assert_close(other.danchor, answers[0].danchor, rtol=1e-5, atol=1e-8)
+        torch.testing.assert_close(other.dcandidate, answers[0].dcandidate, rtol=1e-5, atol=1e-8)
+
+
+def leaves_of(device):
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randn(5, 4, generator=generator).to(device).requires_grad_() for _ in range(2)]
+
+
+def gradients(forced, device, use, **options):
+    """Gradients of `use(loss)`, and those of the rows' loss itself scaled by hand."""
+    leaves = leaves_of(device)
+    use(forced(fastcse.focal_infonce_loss, *leaves, temperature=0.5, **options)).backward()
+    return [leaf.grad for leaf in leaves]
+
+
+MANNERS = {
+    "scaled": (lambda loss: 3 * loss, lambda value: 3.0),
+    "used twice": (lambda loss: 2 * loss + loss**2, lambda value: 2 + 2 * value),
+    "a layer after": (lambda loss: torch.log1p(loss), lambda value: 1 / (1 + value)),
+    "half": (lambda loss: (loss.half() * 4).float(), lambda value: 4.0),
+    "unused": (lambda loss: loss * 0, lambda value: 0.0),
+}
+
+
+@every_reduction
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("manner", MANNERS)
+def test_upstream_gradient(forced, device, manner, reduction, symmetric):
+    use, factor = MANNERS[manner]
+    options = dict(reduction=reduction, symmetric=symmetric)
+    got = gradients(forced, device, lambda loss: use(loss).sum(), **options)
+    rows = forced(
+        fastcse.focal_infonce_loss, *leaves_of(device), temperature=0.5, symmetric=symmetric, reduction="none"
+    ).detach()
+    by_hand = torch.as_tensor(factor(rows if reduction == "none" else rows.mean()), device=device).expand(5)
+    weight = by_hand if reduction == "none" else by_hand / 5
+    expected = gradients(forced, device, lambda loss: (loss * weight).sum(), reduction="none", symmetric=symmetric)
+    for one, two in zip(got, expected):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_rows_upstream_is_linear_and_may_be_strided(forced, device, symmetric):
+    weight = torch.tensor([0.5, -1, 0, 2, 7], device=device)
+    options = dict(reduction="none", symmetric=symmetric)
+    whole = gradients(forced, device, lambda loss: (loss * weight).sum(), **options)
+    strided = gradients(forced, device, lambda loss: torch.stack([loss, loss.detach()], 1)[:, 0] @ weight, **options)
+    parts = [gradients(forced, device, lambda loss, k=k: loss[k] * weight[k], **options) for k in range(5)]
+    for k in range(2):
+        torch.testing.assert_close(whole[k], sum(part[k] for part in parts), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(whole[k], strided[k])
+        assert (whole[0][2] == 0).all() or symmetric
+
+
+@every_loss
+@every_reduction
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_backward_twice_gives_the_same_gradient_twice(forced, device, focal, reduction, symmetric):
+    leaves = leaves_of(device)
+    temperature = torch.tensor(0.5, device=device, requires_grad=True)
+    wanted = [*leaves, temperature]
+    loss = weigh(forced(LOSSES[focal], *leaves, temperature=temperature, reduction=reduction, symmetric=symmetric))
+    first = [g.clone() for g in torch.autograd.grad(3 * loss, wanted, retain_graph=True)]
+    second = torch.autograd.grad(3 * loss, wanted, retain_graph=True)
+    third = torch.autograd.grad(loss, wanted)
+    for a, b, c in zip(first, second, third):
+        assert torch.equal(a, b)
+        torch.testing.assert_close(a, 3 * c, rtol=1e-5, atol=1e-6 * float(a.abs().max()))
+
+
+@every_loss
+@every_reduction
+@pytest.mark.parametrize("which", [0, 1])
+def test_one_side_without_gradient(forced, device, focal, reduction, which):
+    both, one = leaves_of(device), leaves_of(device)
+    one[1 - which].requires_grad_(False)
+    for leaves in (both, one):
+        weigh(forced(LOSSES[focal], *leaves, temperature=0.5, reduction=reduction)).backward()
+    assert one[1 - which].grad is None
+    torch.testing.assert_close(one[which].grad, both[which].grad, rtol=1e-6, atol=1e-8)
+
+
+@every_loss
+def test_one_tensor_as_both_sides(forced, device, focal):
+    leaf, copies = leaves_of(device)[0], [leaves_of(device)[0], leaves_of(device)[0]]
+    forced(LOSSES[focal], leaf, leaf, temperature=0.5).backward()
+    forced(LOSSES[focal], *copies, temperature=0.5).backward()
+    torch.testing.assert_close(leaf.grad, copies[0].grad + copies[1].grad, rtol=1e-5, atol=1e-6)
+
+
+@every_loss
+@every_reduction
+def test_no_grad_and_inference_mode_give_the_same_loss(forced, device, focal, reduction):
+    leaves = leaves_of(device)
+    expected = forced(LOSSES[focal], *leaves, reduction=reduction)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            got = forced(LOSSES[focal], *leaves, reduction=reduction)
+        assert not got.requires_grad
+        torch.testing.assert_close(got, expected.detach(), rtol=1e-6, atol=1e-6)

@@ -1,0 +1,87 @@
+"""torch.library.opcheck of every custom op, with the arguments of real calls."""
+
+import pytest
+import torch
+from calls import everything, views
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import fastcse
+from fastcse import focal_infonce_loss, infonce_loss
+
+
+class Recorder(TorchDispatchMode):
+    """Remembers the calls of fastcse's custom ops: operator and copied arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.backward = [], False
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        if op.namespace == "fastcse":
+            self.calls.append((op, self.copied(args), {k: self.copied(v) for k, v in (kwargs or {}).items()}))
+        return op(*args, **(kwargs or {}))
+
+    def copied(self, value):
+        # What arrives in backward asks for no gradient of its own: differentiating twice is an error, elsewhere tested.
+        if isinstance(value, torch.Tensor):
+            return value.detach().clone().requires_grad_(value.requires_grad and not self.backward)
+        return type(value)(self.copied(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+def scenarios(device, backend):
+    """Calls that between them reach every custom op, in every mode."""
+    a, c, h = views(device)
+    t = torch.tensor(0.2, device=device, requires_grad=True)
+    weight = torch.linspace(1, 2, 6, device=device)
+    return {
+        "mean": lambda: infonce_loss(a, c, backend=backend),
+        "focal mean": lambda: focal_infonce_loss(a, c, backend=backend),
+        "rows": lambda: (focal_infonce_loss(a, c, reduction="none", backend=backend) * weight).sum(),
+        "symmetric": lambda: infonce_loss(a, c, symmetric=True, backend=backend),
+        "temperature": lambda: 3 * infonce_loss(a, c, temperature=t, backend=backend),
+        "temperature of rows": lambda: infonce_loss(a, c, temperature=t, reduction="none", backend=backend).sum(),
+        "everything": lambda: everything(a, c, h, backend=backend),
+        "everything symmetric": lambda: everything(a, c, h, symmetric=True, backend=backend),
+        "stats": lambda: infonce_loss(a, c, return_stats=True, backend=backend).loss,
+        "similarity": lambda: fastcse.similarity(a, c, backend=backend).sum(),
+        "half": lambda: infonce_loss(a.bfloat16(), c.bfloat16(), backend=backend),
+    }
+
+
+def record(call):
+    """The custom ops that `call` and its backward reach when compiled; eagerly it may take a shorter way past them."""
+    recorder = Recorder()
+
+    def backend(graph, example_inputs):
+        def watched(*args):
+            with recorder:
+                return graph(*args)
+
+        return watched
+
+    torch._dynamo.reset()
+    loss = torch.compile(call, fullgraph=True, backend=backend)()
+    recorder.backward = True
+    with recorder:
+        loss.backward()
+    return recorder.calls
+
+
+@pytest.mark.parametrize("name", scenarios("cpu", None))
+def test_opcheck(device, name):
+    calls = record(scenarios(device, None)[name])
+    assert calls, "no custom op of fastcse was seen"
+    for op, args, kwargs in calls:
+        torch.library.opcheck(op, args, kwargs)
+
+
+@pytest.mark.parametrize("name", ["everything", "similarity", "rows"])
+def test_opcheck_on_every_backend(device, backend, name):
+    for op, args, kwargs in record(scenarios(device, backend)[name]):
+        torch.library.opcheck(op, args, kwargs)
+
+
+def test_the_scenarios_reach_every_custom_op(device):
+    seen = {op.name() for call in scenarios(device, None).values() for op, _, _ in record(call)}
+    registered = {name.split(".")[0] for name in torch._C._dispatch_get_all_op_names() if name.startswith("fastcse::")}
+    assert seen == registered

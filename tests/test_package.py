@@ -1,0 +1,112 @@
+"""The package from outside: docstrings that run, an import without side effects, company of other libraries."""
+
+import doctest
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastcse
+
+ROOT = Path(fastcse.__file__).resolve().parent
+# Rooms whose modules import training libraries; their tests are elsewhere.
+UPPER = {"cli", "training", "evaluation", "integrations"}
+
+PUBLIC = [n for n in fastcse.__all__ if callable(getattr(fastcse, n))]
+FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+RESULTS = {"BackendStatus", "ContrastiveStats", "LossAndStats"}  # returned, never called
+
+
+def scope():
+    """What an example may use without importing it."""
+    return {"torch": torch, "fastcse": fastcse} | {name: getattr(fastcse, name) for name in fastcse.__all__}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_docstring_examples_run(name):
+    thing = getattr(fastcse, name)
+    assert thing.__doc__, f"{name} has no docstring"
+    tests = [t for t in doctest.DocTestFinder().find(thing, name, globs=scope()) if t.examples]
+    assert tests or name in RESULTS, f"{name} shows no example"
+    for test in tests:
+        outcome = doctest.DocTestRunner(optionflags=FLAGS).run(test)
+        assert outcome.failed == 0
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in sorted(ROOT.rglob("*.py")) if not UPPER & set(p.relative_to(ROOT).parts)],
+    ids=lambda p: str(p.relative_to(ROOT)),
+)
+def test_every_other_example_runs(path):
+    name = ".".join(["fastcse", *path.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__")
+    outcome = doctest.testmod(importlib.import_module(name), extraglobs=scope(), optionflags=FLAGS)
+    assert outcome.failed == 0
+
+
+# ---------------------------------------------------------------- imports
+
+
+def python(code):
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ), cwd=ROOT.parent
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_importing_neither_patches_torch_nor_loads_transformers():
+    python("""
+import sys, torch, torch.nn.functional
+places = [torch, torch.nn, torch.nn.functional, torch.Tensor, torch.autograd, torch.nn.Module, torch.optim]
+before = [dict(vars(p)) for p in places]
+threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+import fastcse
+for place, old in zip(places, before):
+    now = vars(place)
+    changed = [k for k, v in old.items() if now.get(k) is not v]
+    assert not changed, f"{place} changed: {changed}"
+assert (threads, precision) == (torch.get_num_threads(), torch.get_float32_matmul_precision())
+heavy = {"transformers", "sentence_transformers", "datasets", "accelerate", "faiss", "scipy", "matplotlib", "typer"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+""")
+
+
+def test_importing_is_silent():
+    assert python("import warnings; warnings.simplefilter('error'); import torch; import fastcse") == ""
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        ("faiss", "torch", "fastcse._C"),
+        ("fastcse._C", "torch", "faiss"),
+        ("torch", "fastcse._C", "faiss"),
+        ("fastcse", "faiss", "torch"),
+    ],
+    ids="-".join,
+)
+def test_import_order_of_libraries_with_threads(order):
+    # Three libraries with an OpenMP of their own; each must still compute after the others were loaded.
+    pytest.importorskip("faiss", reason="the mining extra is not installed")
+    if os.environ.get("FASTCSE_ALLOW_NO_CPP") == "1" and not fastcse.backends()["cpp"].available:
+        pytest.skip("no C++ module here")
+    code = (
+        "\n".join(f"import {name}" for name in order)
+        + """
+import faiss, numpy, torch, fastcse
+torch.set_num_threads(2)
+rows = torch.randn(300, 64)
+loss = fastcse.focal_infonce_loss(rows, rows, backend="cpp")
+index = faiss.IndexFlatIP(64)
+index.add(rows.numpy())
+values, found = index.search(rows.numpy(), 1)
+assert loss.isfinite() and (rows @ rows.T).isfinite().all() and values.shape == (300, 1)
+print(fastcse.last_backend())
+"""
+    )
+    assert python(code).split() == ["cpp"]
