@@ -31,8 +31,9 @@ class CMakeBuild(build_ext):
             subprocess.run(["cmake", "--build", ".", "--parallel"], cwd=build, check=True)
         except (OSError, subprocess.CalledProcessError) as error:
             print(
-                f"\nfastcse: the C++ module was not built ({error}). The package works without it, more slowly on the CPU; "
-                "`fastcse info` says so. A C++17 compiler (Debian: apt-get install g++) and a new install bring it.\n",
+                f"\nfastcse: the C++ module was not built ({error}). The package works without it, more slowly "
+                "on the CPU; `fastcse info` says so. A C++17 compiler (Debian: apt-get install g++) and a new "
+                "install bring it.\n",
                 file=sys.stderr,
             )
 

@@ -32,11 +32,13 @@ def log_ratio_loss(x: Tensor, keep: Tensor, x_positive: Tensor) -> Tensor:
     kept when it is small.
     """
     none = ~keep.any(1)
-    x = x.masked_fill(~keep, -torch.inf).masked_fill(
-        none[:, None], 0.0
-    )  # an empty row must not reach logsumexp: its gradient is NaN
-    loss = torch.logaddexp(x.logsumexp(1) - x_positive, torch.zeros_like(x_positive))
-    return loss.masked_fill(none, 0.0)
+    # A row without negatives must not reach logsumexp, whose gradient is NaN there.
+    x = x.masked_fill(~keep, -torch.inf).masked_fill(none[:, None], 0.0)
+    # The largest logit comes off first: a logsumexp around 1000 would be rounded to 6e-5 before the positive comes off.
+    top = x.detach().amax(1)
+    t = (x - top[:, None]).logsumexp(1) + (top - x_positive)
+    loss = torch.logaddexp(t, torch.zeros_like(t)).masked_fill(none, 0.0)
+    return torch.where(torch.isfinite(loss), loss, torch.nan)  # an inf in a row is no loss
 
 
 def _kept(block, n: int, own: Tensor | None, anchor_id: Tensor | None) -> Tensor:

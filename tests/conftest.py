@@ -150,8 +150,14 @@ def loss_arguments(case, device, temperature=None):
     return function, leaves, extras, place(case.positive), options
 
 
+def slack_of(backend, dtype):
+    """Twice the error of plain torch; more only where the interpreter is at fault: its bfloat16 stores cut digits off
+    instead of rounding, and the gradient weights of float16 rows are bfloat16. The device lane holds them to twice."""
+    return 8.0 if backend == "triton" and DEVICE == "cpu" and dtype == torch.float16 else 2.0
+
+
 @pytest.fixture
-def run(forced, device):
+def run(forced, backend, device):
     """Runs an `oracle.Case` forward and, with `grad`, backward on the forced backend; `upstream` (N,) weighs rows."""
 
     def go(case, *, reduction="none", upstream=None, learn=False, grad=True, **more):
@@ -174,6 +180,7 @@ def run(forced, device):
             tuple(e.grad for e in extras),
             temperature.grad if learn else None,
             stats,
+            slack=slack_of(backend, case.anchor.dtype),
         )
 
     return go

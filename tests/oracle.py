@@ -54,6 +54,8 @@ class Outcome:
     stats: object = None
     terms: tuple = ()  # of each gradient, the largest sum of absolute terms that its elements are sums of
     logit_terms: float = 0.0  # the same of a row's loss: how far it moves when every logit moves by its own size
+    temperature_terms: float = 0.0  # and of the temperature's gradient
+    slack: float = 2.0  # how often the yardstick's error it may make
 
 
 # ---------------------------------------------------------------- truth
@@ -81,9 +83,9 @@ def unit_backward(du, z):
 
 
 def largest_terms(ds, v, z, normalize):
-    """Largest |ds| |v|, over |z| where rows are normalised: what rounding in float32 is relative to."""
+    """Largest sum of |ds| |v|, over |z| where rows are normalised: what rounding in float32 is relative to."""
     length = unit(z)[1] if normalize else np.ones((len(z), 1))
-    return (np.abs(ds) @ np.abs(v) / np.where(length == 0, 1, length)).max()
+    return (ds @ np.abs(v) / np.where(length == 0, 1, length)).max()
 
 
 def maps(case):
@@ -137,34 +139,54 @@ def column_keep(case, i):
     return (ints(case.anchor_id) != ints(case.candidate_id)[columns[i]]) | pos, pos
 
 
+def softmaxes(case, s):
+    """Every softmax of the loss: (anchor, its place in `s`, own position, positive pairs, seen pairs, log-weights)."""
+    for i, column in enumerate(case.columns().numpy()):
+        own, keep, bias = row_keep(case, i)
+        yield i, (i, slice(None)), own, np.arange(s.shape[1]) == own, keep, bias
+        if case.symmetric:
+            keep, pos = column_keep(case, i)
+            yield i, (slice(None), column), i, pos, keep, np.zeros(len(s))
+
+
 def oracle(case, upstream=None):
     """Rows and gradients of sum(upstream * rows) in float64; `upstream` None is the mean's 1/N."""
     raw = [to64(z) for z in (case.anchor, case.candidate, *(e.rows for e in case.extras))]
     u, *blocks = [unit(z)[0] if case.normalize else z for z in raw]
     n, v = len(u), np.concatenate(blocks)  # v: (M + extras, D)
     s = u @ v.T
-    weight = np.full(n, 1 / n) if upstream is None else to64(upstream)
-    rows, lse, ds, moved, size = np.zeros(n), np.zeros(n), np.zeros_like(s), np.zeros(n), np.zeros(n)
-    share = 0.5 if case.symmetric else 1.0
-    for i in range(n):
-        own, keep, bias = row_keep(case, i)
-        loss, g, dx, lse[i] = softmax_row(s[i], own, np.arange(len(v)) == own, keep, bias, case)
-        rows[i] += share * loss
-        ds[i] += share * weight[i] * g
-        moved[i], size[i] = share * dx.sum(), np.abs(dx).sum()
-        if case.symmetric:
-            keep, pos = column_keep(case, i)
-            loss, g, dx, _ = softmax_row(s[:, own], i, pos, keep, np.zeros(n), case)
-            rows[i] += share * loss
-            ds[:, own] += share * weight[i] * g
-            moved[i] += share * dx.sum()
-            size[i] = max(size[i], np.abs(dx).sum())
+    weight = (np.full(n, 1 / n) if upstream is None else to64(upstream)) * (0.5 if case.symmetric else 1.0)
+    rows, lse, moved, moved_terms = np.zeros((4, n))
+    ds, ds_terms = np.zeros((2, *s.shape))
+    for i, place, own, pos, keep, bias in softmaxes(case, s):
+        loss, g, dx, row_lse = softmax_row(s[place], own, pos, keep, bias, case)
+        rows[i] += loss * (0.5 if case.symmetric else 1.0)
+        ds[place] += weight[i] * g
+        ds_terms[place] += np.abs(weight[i] * g)
+        moved[i] += dx.sum()
+        moved_terms[i] += np.abs(dx).sum()
+        if place[0] == i:
+            lse[i] = row_lse
     edges = np.cumsum([len(b) for b in blocks])[:-1]
-    parts = [(ds, v), *((part.T, u) for part in np.split(ds, edges, axis=1))]  # gradient of each is ds @ v
-    grads = [unit_backward(g @ w, z) if case.normalize else g @ w for (g, w), z in zip(parts, raw)]
-    terms = tuple(largest_terms(g, w, z, case.normalize) for (g, w), z in zip(parts, raw))
-    dtemperature = -(weight * moved).sum() / case.temperature
-    return Outcome(rows, grads[0], grads[1], tuple(grads[2:]), dtemperature, lse, terms, size.max())
+
+    def parts(ds):  # the gradient of each array of rows is ds @ other rows
+        return [(ds, v), *((part.T, u) for part in np.split(ds, edges, axis=1))]
+
+    grads = [unit_backward(g @ w, z) if case.normalize else g @ w for (g, w), z in zip(parts(ds), raw)]
+    terms = tuple(largest_terms(g, w, z, case.normalize) for (g, w), z in zip(parts(ds_terms), raw))
+    by_temperature = -(weight * moved).sum() / case.temperature
+    size = (np.abs(weight) * moved_terms).sum() / case.temperature
+    return Outcome(
+        rows,
+        grads[0],
+        grads[1],
+        tuple(grads[2:]),
+        by_temperature,
+        lse,
+        terms,
+        moved_terms.max(),
+        temperature_terms=size,
+    )
 
 
 # ---------------------------------------------------------------- data

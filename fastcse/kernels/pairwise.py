@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tile import dot_tile, tile_of
+from .tile import dot_tile, rounded, tile_of
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -108,7 +108,9 @@ def sweep_kernel(
         tl.store(SUMS + (tiles_m + tile_m) * N + offs_n, tl.sum(e * f, 1) * weight, mask=in_n)
     if STORE:
         out = e * DF(s, margin) * weight[:, None] * col_scale[None, :]
-        tl.store(E + offs_n.to(tl.int64)[:, None] * stride_e + offs_m[None, :], out.to(E.dtype.element_ty))
+        tl.store(
+            E + offs_n.to(tl.int64)[:, None] * stride_e + offs_m[None, :], rounded(out, RAISE).to(E.dtype.element_ty)
+        )
 
 
 @triton.jit
@@ -147,7 +149,9 @@ def symmetric_kernel(
         if F_SUM:
             tl.store(SUMS + (tiles_m + tile_m) * N + offs_n, tl.sum(both * f, 1), mask=in_n)
         out = both * DF(s, margin) * col_scale[None, :]
-        tl.store(E + offs_n.to(tl.int64)[:, None] * stride_e + offs_m[None, :], out.to(E.dtype.element_ty))
+        tl.store(
+            E + offs_n.to(tl.int64)[:, None] * stride_e + offs_m[None, :], rounded(out, RAISE).to(E.dtype.element_ty)
+        )
     else:
         e = exp_logit(f, inv_temperature, bias, shift[:, None])
         tl.store(SUMS + tile_m * N + offs_n, tl.sum(e, 1), mask=in_n)

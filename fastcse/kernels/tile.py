@@ -54,3 +54,13 @@ def dot_tile(
             a, c = a.to(tl.float32), c.to(tl.float32)
         acc = tl.dot(a, tl.trans(c), acc, input_precision=PRECISION)
     return acc
+
+
+@triton.jit
+def rounded(x, RAISE: tl.constexpr):
+    """x, to be stored as bfloat16: the interpreter cuts digits off where a GPU rounds to nearest, so it rounds here."""
+    if RAISE:
+        bits = x.to(tl.int32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
+        x = bits.to(tl.float32, bitcast=True)
+    return x

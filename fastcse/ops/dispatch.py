@@ -35,7 +35,6 @@ def _triton_status() -> BackendStatus:
     return BackendStatus(True, f"Triton on {torch.cuda.get_device_name()}")
 
 
-@torch.compiler.assume_constant_result
 def interpreting() -> bool:
     """Whether Triton was told to interpret its kernels (TRITON_INTERPRET=1 before import)."""
     import triton
@@ -53,14 +52,18 @@ def backends() -> dict[str, BackendStatus]:
     return {name: _status(name) for name in NAMES}
 
 
-# What is installed does not change while a program runs, so torch.compile may take the answers for constants.
-@torch.compiler.assume_constant_result
 def _status(name: str) -> BackendStatus:
     if name == "triton":
         return _triton_status()
     if name == "cpp":
         return BackendStatus(native_module.available, native_module.reason)
     return BackendStatus(True, "plain torch")
+
+
+# What is installed does not change while a program runs, so torch.compile may take the answers for constants. This is
+# what torch.compiler.assume_constant_result does, without importing torch._dynamo (seconds, and it patches torch).
+_status._dynamo_marked_constant = True
+interpreting._dynamo_marked_constant = True
 
 
 def last_backend() -> str | None:
