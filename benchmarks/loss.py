@@ -160,7 +160,11 @@ def main() -> None:
     for result in results:
         console.print(table(result))
     if arguments.output:
-        report = {"machine": machine(), "command": "python -m benchmarks.loss", "results": results}
+        report = {
+            "machine": machine(),
+            "command": " ".join(["python -m benchmarks.loss", *sys.argv[1:]]),
+            "results": results,
+        }
         arguments.output.write_text(json.dumps(report, indent=1) + "\n")
 
 

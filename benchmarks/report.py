@@ -72,24 +72,27 @@ def loss_figure(report: dict) -> None:
     """Time as a ratio to the limit, and memory, against N."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     results = report["results"]
+    n = [r["n"] for r in results]
     for name, colour in COLOURS.items():
-        n = [r["n"] for r in results]
         left.plot(n, [r["providers"][name]["to_products"] for r in results], "o-", color=colour, label=name)
-        sized = [(r["n"], r["providers"][name]["extra_mib"]) for r in results]
-        sized = [(n, mib) for n, mib in sized if mib is not None and name != "three products"]
-        if sized:
-            right.plot(*zip(*sized), "o-", color=colour, label=name)
     left.set(xscale="log", yscale="log", xlabel="batch N", ylabel="time / time of three bare products")
     left.set_title("forward + backward, D = 768 (384 at N = 64)", fontsize=10)
-    right.set(xscale="log", yscale="log", xlabel="batch N", ylabel="MiB beyond inputs and gradients")
-    right.set_title("peak memory", fontsize=10)
-    for axis in (left, right):
-        axis.set_xticks([r["n"] for r in results], [str(r["n"]) for r in results])
-        axis.minorticks_off()
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-    right.set_xlim(left.get_xlim())
+    left.set_xticks(n, [str(x) for x in n])
+    left.set_yticks([1, 1.5, 2, 3, 5], ["1", "1.5", "2", "3", "5"])
+    left.minorticks_off()
     left.legend(frameon=False, fontsize=9)
+    largest = results[-1]
+    names = [name for name in COLOURS if name != "three products"]
+    mib = [largest["providers"][name]["extra_mib"] or 0 for name in names]
+    bars = right.barh(names, mib, color=[COLOURS[name] for name in names])
+    right.bar_label(bars, [f"{x:.0f} MiB" for x in mib], padding=4, fontsize=9)
+    right.set(xlabel="MiB beyond inputs and gradients", xlim=(0, 1.18 * max(mib)))
+    right.invert_yaxis()
+    right.set_title(f"peak memory, N = {largest['n']}, D = {largest['d']}", fontsize=10)
+    for axis in (left, right):
+        axis.set_axisbelow(True)
+        axis.grid(alpha=0.3, axis="both" if axis is left else "x")
+        axis.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"Focal InfoNCE on the CPU, float32 ({report['machine']['threads']} threads)", fontsize=11)
     figure.savefig(RESULTS / "loss_cpu.png", dpi=130)
 
