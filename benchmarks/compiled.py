@@ -219,7 +219,8 @@ def main() -> int:
         table.add_column(name)
     for line in lines:
         table.add_row(*map(str, line))
-    Console().print(table)
+    # A pipe has no width: give the table the room it needs.
+    Console(width=None if sys.stdout.isatty() else 150).print(table)
     if arguments.output:
         with arguments.output.open("w", newline="") as file:
             writer = csv.writer(file)

@@ -1,4 +1,4 @@
-"""The Triton kernels compiled for GPUs that are not here: no spills in the main forms, tensor cores on Hopper.
+"""The Triton kernels compiled for GPUs that are not here: no spills, tensor cores on Hopper.
 
 A process of its own, because this one interprets kernels.
 """
@@ -32,12 +32,8 @@ def test_every_architecture_compiles_every_kernel(compiled):
     assert by_arch["90"] >= MAIN
 
 
-def test_main_kernels_spill_nothing(compiled):
-    spills = {
-        (r["kernel"], r["form"], r["arch"]): r["spill_bytes"] for r in compiled if (r["kernel"], r["form"]) in MAIN
-    }
-    assert len(spills) == 3 * len(MAIN)
-    assert set(spills.values()) == {"0"}, spills
+def test_no_kernel_spills(compiled):
+    assert {(r["kernel"], r["form"], r["arch"]) for r in compiled if r["spill_bytes"] != "0"} == set()
 
 
 def test_hopper_uses_wgmma(compiled):
