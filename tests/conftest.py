@@ -2,7 +2,7 @@
 
 The CPU lane runs the kernels in Triton's interpreter. FASTCSE_TEST_DEVICE=cuda runs the same files on the device.
 FASTCSE_ALLOW_NO_CPP=1 lets a machine without the C++ module skip its cases instead of failing them.
-FASTCSE_TEST_WHOLE=1 runs every combination of parameters in the interpreter too, which takes a quarter of an hour.
+FASTCSE_TEST_WHOLE=1 runs every combination of parameters in the interpreter too, which takes half an hour.
 """
 
 import os
@@ -60,9 +60,11 @@ torch.Tensor.new_empty = poisoned(torch.Tensor.new_empty)
 
 
 def covering(items):
-    """A part of one test's items in which every pair of parameter values occurs, picked greedily in order."""
+    """A part of one test's items in which every pair of parameter values occurs, picked greedily in order; every value
+    where the test is marked `interpreted_by_value`."""
+    together = 1 if items[0].get_closest_marker("interpreted_by_value") else 2
     wanted = {
-        item: set(combinations(sorted((k, repr(v)) for k, v in item.callspec.params.items()), 2)) or {item.name}
+        item: set(combinations(sorted((k, repr(v)) for k, v in item.callspec.params.items()), together)) or {item.name}
         for item in items
     }
     missing, kept = set().union(*wanted.values()), []
@@ -73,9 +75,14 @@ def covering(items):
     return kept
 
 
+def pytest_configure(config):
+    meaning = "in the interpreter, run every value of every parameter instead of every pair of values"
+    config.addinivalue_line("markers", f"interpreted_by_value: {meaning}")
+
+
 def pytest_collection_modifyitems(config, items):
     """The interpreter is a hundred times slower than a backend: it runs every pair of parameter values, not every
-    combination. The device lane and FASTCSE_TEST_WHOLE=1 run all."""
+    combination, so that the tests take minutes. The device lane and FASTCSE_TEST_WHOLE=1 run all."""
     if DEVICE != "cpu" or os.environ.get("FASTCSE_TEST_WHOLE") == "1":
         return
     interpreted = defaultdict(list)

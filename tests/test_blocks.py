@@ -145,14 +145,11 @@ def test_temperature_of_one_element_and_of_another_dtype(forced, device):
 @every_loss
 @every_direction
 def test_a_block_without_gradient_leaves_the_other_gradients_right(run, loss, symmetric):
-    case = case_of(loss, "anywhere", "one", symmetric=symmetric)
-    frozen = replace(case, extras=tuple(replace(e, grad=False) for e in case.extras))
+    frozen = case_of(loss, "anywhere", "no gradient", symmetric=symmetric)
     for reduction in ("mean", "none"):
         got = run(frozen, reduction=reduction)
         assert got.dextras == (None,)
         assert_rule(frozen, got, reduction=reduction)
-        whole = run(case, reduction=reduction)
-        torch.testing.assert_close(got.dcandidate, whole.dcandidate)
 
 
 @every_loss

@@ -85,7 +85,6 @@ def test_importing_is_silent():
     [
         ("faiss", "torch", "fastcse._C"),
         ("fastcse._C", "torch", "faiss"),
-        ("torch", "fastcse._C", "faiss"),
         ("fastcse", "faiss", "torch"),
     ],
     ids="-".join,
@@ -105,8 +104,9 @@ loss = fastcse.focal_infonce_loss(rows, rows, backend="cpp")
 index = faiss.IndexFlatIP(64)
 index.add(rows.numpy())
 values, found = index.search(rows.numpy(), 1)
-assert loss.isfinite() and (rows @ rows.T).isfinite().all() and values.shape == (300, 1)
 print(fastcse.last_backend())
+torch.testing.assert_close(loss, fastcse.focal_infonce_loss(rows, rows, backend="reference"))
+assert (found[:, 0] == (rows @ rows.T).argmax(1).numpy()).all()
 """
     )
     assert python(code).split() == ["cpp"]

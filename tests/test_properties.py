@@ -87,7 +87,7 @@ def test_triton_equals_the_oracle(run, drawn, reduction, learn):
 
 shapes = st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 12), st.integers(0, 1000))
 flags = {"focal": st.booleans(), "symmetric": st.booleans()}
-FEW = settings(max_examples=12)
+FEW = settings(max_examples=8)
 
 
 def random_case(shape, **options):
