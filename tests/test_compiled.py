@@ -1,6 +1,6 @@
-"""The Triton kernels compiled for GPUs that are not here: no spills, tensor cores on Hopper.
+"""The Triton kernels compiled for GPUs that are not here: no spills, tensor cores on Hopper, two programs at once.
 
-A process of its own, because this one interprets kernels.
+Processes of their own, because this one interprets kernels.
 """
 
 import csv
@@ -12,37 +12,82 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-MAIN = {("sweep", "gradients"), ("sweep", "sums"), ("symmetric", "sums"), ("symmetric", "gradients")}
+MAIN = ("gradients", "sums", "both directions", "both directions: sums")
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    out = tmp_path_factory.mktemp("compiled") / "compiled.csv"
-    command = [sys.executable, "-m", "benchmarks.compiled", "--dtype", "bf16", "--output", str(out)]
+def compiled(folder, *options):
+    """Lines of the report, and of its roofline."""
+    out = folder / "compiled.csv"
+    command = [sys.executable, "-m", "benchmarks.compiled", "--dtype", "bf16", "--output", str(out), *options]
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    with out.open() as file:
-        return list(csv.DictReader(file))
+    read = [list(csv.DictReader(path.open())) for path in (out, folder / "compiled_roofline.csv")]
+    return read
 
 
-def test_every_architecture_compiles_every_kernel(compiled):
-    by_arch = {arch: {(r["kernel"], r["form"]) for r in compiled if r["arch"] == arch} for arch in ("80", "90", "100")}
-    assert by_arch["80"] == by_arch["90"] == by_arch["100"]
-    assert by_arch["90"] >= MAIN
+@pytest.fixture(scope="module")
+def hopper(tmp_path_factory):
+    return compiled(tmp_path_factory.mktemp("hopper"), "--arch", "90")
 
 
-def test_no_kernel_spills(compiled):
-    assert {(r["kernel"], r["form"], r["arch"]) for r in compiled if r["spill_bytes"] != "0"} == set()
+@pytest.fixture(scope="module")
+def others(tmp_path_factory):
+    return compiled(tmp_path_factory.mktemp("others"), "--arch", "80", "100", "--form", *MAIN)
 
 
-def test_hopper_uses_wgmma(compiled):
-    pairwise = [r for r in compiled if r["arch"] == "90" and r["tile"] != "row"]
+def test_every_architecture_compiles_the_main_forms(hopper, others):
+    for lines, arch in ((hopper[0], "90"), (others[0], "80"), (others[0], "100")):
+        assert {x["form"] for x in lines if x["arch"] == arch} >= set(MAIN)
+
+
+def test_no_kernel_spills(hopper, others):
+    lines = [*hopper[0], *others[0]]
+    assert {(x["kernel"], x["form"], x["arch"]) for x in lines if x["spill_bytes"] != "0"} == set()
+
+
+def test_hopper_uses_wgmma(hopper):
+    pairwise = [x for x in hopper[0] if x["tile"] != "row"]
     assert pairwise
-    assert all(r["wgmma"] == "True" for r in pairwise)
+    assert all(x["wgmma"] == "True" for x in pairwise)
 
 
-def test_shared_memory_fits(compiled):
-    from benchmarks.compiled import SHARED_LIMIT
+def test_the_persistent_form_uses_the_copy_engine_and_the_plain_form_does_not(hopper):
+    sweeps = [x for x in hopper[0] if x["form"] in ("gradients", "sums")]
+    assert {(x["kernel"], x["tma"]) for x in sweeps} == {("persistent sweep", "True"), ("sweep", "False")}
 
-    assert all(int(r["shared_bytes"]) <= SHARED_LIMIT[int(r["arch"])] for r in compiled)
+
+def test_two_programs_share_a_multiprocessor_on_hopper(hopper):
+    assert all(int(x["programs_per_sm"]) >= 2 for x in hopper[0] if x["form"] in ("gradients", "sums", "scaled"))
+
+
+def test_the_roofline_lets_every_hopper_sweep_reach_its_target(hopper):
+    lines = hopper[1]
+    assert {(x["n"], x["d"]) for x in lines} >= {("16384", "384"), ("65536", "768"), ("1048576", "768")}
+    assert all(x["reachable"] == "True" for x in lines)
+
+
+def test_shared_memory_fits(hopper, others):
+    from benchmarks.compiled.binary import SHARED_LIMIT
+
+    assert all(int(x["shared_bytes"]) <= SHARED_LIMIT[int(x["arch"])] for x in [*hopper[0], *others[0]])
+
+
+def test_a_roofline_that_cannot_be_reached_says_so():
+    from benchmarks.compiled.binary import Compiled
+    from benchmarks.compiled.roofline import predict
+
+    line = Compiled("sweep", "gradients", "bf16", 90, "128x128x64", 8, 8, 3, 128, 0, 98304, 2, True, False)
+    hidden, alone = predict(line, 16384, 384, 1.1), predict(line._replace(programs_per_sm=1), 16384, 384, 1.1)
+    assert hidden.reachable
+    assert not alone.reachable
+    assert alone.total_ms > hidden.total_ms
+
+
+def test_occupancy_is_what_the_programming_guide_says():
+    from benchmarks.compiled.binary import occupancy
+
+    assert occupancy(128, 98304, 256, 90) == 2  # 65536 registers, 2 x 97 KiB of 228
+    assert occupancy(129, 98304, 256, 90) == 1  # handed out by eight
+    assert occupancy(64, 120 << 10, 128, 90) == 1
+    assert occupancy(32, 0, 1024, 90) == 2

@@ -2,17 +2,10 @@
 backend.
 """
 
-from .launch import (
-    Workspace,
-    all_pairs,
-    is_open,
-    largest_logits,
-    plan_rows,
-    prepare,
-    sweep,
-)
+from .launch import all_pairs, is_open, largest_logits, sweep
 from .products import accumulate_transposed, scale_rows, times_candidates
 from .rows import add_at, close_rows, finish_rows, inverse_norms, open_rows, pull_rows, scatter_rows
+from .workspace import Workspace, plan_rows, prepare
 
 __all__ = [
     "Workspace",

@@ -1,5 +1,5 @@
-"""One chunk of anchor rows against one block of candidates on the GPU: packs the arrays, launches, adds up what the
-tiles left.
+"""One chunk of anchor rows against one block of candidates on the GPU: packs the arrays, chooses the form of the
+kernel, launches, adds up what the tiles left.
 """
 
 from __future__ import annotations
@@ -7,75 +7,28 @@ from __future__ import annotations
 import torch
 import triton
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..pairs import Block, Columns, Logits, RowChunk
 from ..transforms import get
-from .configs import INTERPRETED, LARGEST_TILE, tile_config
-from .pairwise import largest_kernel, similarity_kernel, sweep_kernel, symmetric_kernel
+from .configs import TileConfig, narrow, plain, tile_config
+from .pairwise import largest_kernel, persistent_sweep_kernel, similarity_kernel, sweep_kernel
 from .tile import device_fn
 
-DEFAULT_WORKSPACE = 4 << 30
-TILE_ROWS = 128
 
-
-class Workspace:
-    """Memory for the gradient weights of one chunk: (rows, M) for each block. Nothing where nothing is kept."""
-
-    def __init__(self, rows: int, blocks: list[Block], keep: bool):
-        self.columns = [b.rows.shape[0] for b in blocks]
-        # Whole tiles, so that kernels store without masks; the part past the end is never read.
-        height = triton.cdiv(rows, LARGEST_TILE) * LARGEST_TILE if keep else 1
-        widths = [triton.cdiv(m, LARGEST_TILE) * LARGEST_TILE if keep else 1 for m in self.columns]
-        new = {"dtype": weight_type(blocks[0].rows), "device": blocks[0].rows.device}
-        self.buffers = [torch.empty(height, width, **new) for width in widths]
-
-    def weights(self, rows: int, block: int) -> Tensor:
-        """(rows, M) that a block's sweep writes, with whole tiles of memory behind it, and the products read."""
-        return self.buffers[block][:rows, : self.columns[block]]
-
-
-def weight_type(rows: Tensor) -> torch.dtype:
-    """bfloat16 has the range of float32, which e needs; float16 has not, so weights are never float16."""
-    return torch.float32 if rows.dtype == torch.float32 else torch.bfloat16
-
-
-def plan_rows(n: int, blocks: list[Block], keep: bool, max_workspace_bytes: int | None) -> int:
-    """Rows of a chunk: one output tile of the (rows, D) gradient product on every multiprocessor, within the
-    workspace.
-    """
-    device = blocks[0].rows.device
-    if device.type != "cuda":
-        return min(n, 2 * INTERPRETED.block_n)
-    tiles_d = triton.cdiv(blocks[0].rows.shape[1], 256)
-    processors = torch.cuda.get_device_properties(device).multi_processor_count
-    rows = max(1, processors // tiles_d) * TILE_ROWS
-    if not keep:
-        return min(n, 4 * rows)
-    width = sum(b.rows.shape[0] * weight_type(b.rows).itemsize for b in blocks)
-    fitting = (max_workspace_bytes or DEFAULT_WORKSPACE) // width // TILE_ROWS * TILE_ROWS
-    return min(n, max(TILE_ROWS, min(rows, fitting)))
-
-
-def prepare(x: Tensor) -> Tensor:
-    """Rows with unit stride along D, in their own type; a copy only of oddly strided input."""
-    return x if x.stride(1) == 1 else x.contiguous()
-
-
-def _meta(a: Tensor, busy: bool = False) -> dict:
+def _meta(config: TileConfig, a: Tensor) -> dict:
     """Launch options for operands like `a`."""
-    config = tile_config(a.dtype, busy)
     tf32 = torch.get_float32_matmul_precision() != "highest"
-    options = {
+    return {
         "BLOCK_N": config.block_n, "BLOCK_M": config.block_m, "BLOCK_D": config.block_d, "GROUP": config.group,
         "EVEN_D": a.shape[1] % config.block_d == 0,
         "RAISE": triton.knobs.runtime.interpret and a.dtype != torch.float32,
         "PRECISION": "tf32" if tf32 else "ieee", "num_warps": config.num_warps, "num_stages": config.num_stages,
     }  # fmt: skip
-    return options if config.max_registers is None else {**options, "maxnreg": config.max_registers}
 
 
-def _grid(n: int, m: int, meta: dict) -> tuple[int, tuple[int, int]]:
-    tiles = triton.cdiv(n, meta["BLOCK_N"]), triton.cdiv(m, meta["BLOCK_M"])
+def _grid(n: int, m: int, config: TileConfig) -> tuple[int, tuple[int, int]]:
+    tiles = triton.cdiv(n, config.block_n), triton.cdiv(m, config.block_m)
     return tiles[0] * tiles[1], tiles
 
 
@@ -118,39 +71,73 @@ def sweep(
 
     `gate` (0-dim bool) False: the programs return at once; the host never reads it.
     """
-    n, m, d = *chunk.rows.shape[:1], *block.rows.shape
-    stats, transform = chunk.stats is not None, get(logits.transform)
+    n, m = chunk.rows.shape[0], block.rows.shape[0]
     # Only a learned temperature asks for the sums of e f.
-    f_sum = store and logits.inv_temperature_value is None
-    options = _options(chunk, block)
-    meta = _meta(chunk.rows, busy=stats or f_sum or options["IDS"] or (store and columns is not None))
-    grid, tiles = _grid(n, m, meta)
+    stats, f_sum, both = chunk.stats is not None, store and logits.inv_temperature_value is None, columns is not None
+    options = {**_options(chunk, block), "F_SUM": f_sum, "STATS": stats, "BOTH": both, "STORE": store}
+    busy = stats or f_sum or both or options["IDS"]
+    config = _sweep_config(chunk.rows, block.rows, "busy" if busy else "gradients" if store else "sums")
+    tiles = _grid(n, m, config)[1]
     new = {"dtype": torch.float32, "device": chunk.rows.device}
     # Zeros only where programs may return without writing.
     sums = torch.zeros(2, tiles[1], n, **new) if gate is not None else torch.empty(2, tiles[1], n, **new)
-    sizes = (n, m, d, chunk.rows.stride(0), block.rows.stride(0), weights.stride(0), logits.margin)
-    stats_f = torch.empty(3, tiles[1], n, **new) if stats else sums
-    stats_i = torch.empty(tiles[1], n, dtype=torch.int32, device=sums.device) if stats else sums
-    f = {"F": device_fn(transform.f), "DF": device_fn(transform.df), "STORE": store, "F_SUM": f_sum, "STATS": stats}
-    operands = _operands(chunk, block, logits, gate, columns)
-    if columns is not None:
-        col_sums = torch.empty(1 if store else tiles[0], m, **new)
-        symmetric_kernel[(grid,)](
-            *operands, weights, sums, col_sums, stats_f, stats_i, *sizes, **f, IDS=options["IDS"], **meta
-        )
-        if not store:
-            columns.sum += col_sums.sum(0)
-    else:
-        options |= {**f, "GATED": gate is not None}
-        sweep_kernel[(grid,)](
-            *operands, weights, sums, stats_f, stats_i, *sizes, block.own_log_weight, **options, **meta
-        )
+    col_sums = torch.empty(tiles[0], m, **new) if both and not store else sums
+    slots = tiles[1] * config.parts
+    stats_f = torch.empty(3, slots, n, **new) if stats else sums
+    stats_i = torch.empty(slots, n, dtype=torch.int32, device=sums.device) if stats else sums
+    operands = (*_operands(chunk, block, logits, gate, columns), weights, sums, col_sums, stats_f, stats_i)
+    _launch_sweep(config, operands, block, logits, {**options, "GATED": gate is not None})
     if stats:
         _merge_stats(chunk, stats_f, stats_i)
-    if not (columns is not None and store):
+    if both and not store:
+        columns.sum += col_sums.sum(0)
+    if not (both and store):
         chunk.sum += sums[0].sum(0)
     if f_sum:
         chunk.f_sum += sums[1].sum(0)
+
+
+def _sweep_config(a: Tensor, c: Tensor, kind: str) -> TileConfig:
+    return tile_config(a.dtype, a.shape[1], kind, a.device, _describable(a) and _describable(c))
+
+
+def _describable(x: Tensor) -> bool:
+    """Whether the copy engine takes these rows: 16-byte steps and start."""
+    return x.data_ptr() % 16 == 0 and x.stride(0) * x.itemsize % 16 == 0 and x.shape[0] > 0
+
+
+def _launch_sweep(config: TileConfig, operands: tuple, block: Block, logits: Logits, options: dict) -> None:
+    a, c, *arrays, e, sums, col_sums, stats_f, stats_i = operands
+    n, m, d = a.shape[0], *c.shape
+    sizes = (n, m, d, a.stride(0), c.stride(0), e.stride(0), logits.margin, block.own_log_weight)
+    outputs, transform = (sums, col_sums, stats_f, stats_i), get(logits.transform)
+    options |= {"F": device_fn(transform.f), "DF": device_fn(transform.df), "PARTS": config.parts}
+    options |= _meta(config, a)
+    grid = _grid(n, m, config)[0]
+    if config.programs == 0:
+        sweep_kernel[(grid,)](a, c, *arrays, e, *outputs, *sizes, **options)
+        return
+    del options["EVEN_D"]
+    part = [config.block_n, config.block_m // config.parts]
+    described = (
+        TensorDescriptor.from_tensor(a, [config.block_n, config.block_d]),
+        TensorDescriptor.from_tensor(c, [config.block_m, config.block_d]),
+        _describe_weights(e, part) if options["STORE"] else TensorDescriptor.from_tensor(a, part),  # never written
+    )
+    programs = min(grid, config.programs * _multiprocessors(a.device))
+    persistent_sweep_kernel[(programs,)](
+        *described[:2], *arrays, described[2], *outputs, *sizes, **options, FLATTEN=config.flatten
+    )
+
+
+def _describe_weights(e: Tensor, part: list[int]) -> TensorDescriptor:
+    """The weights with the whole tiles of memory behind them, so that no store is cut."""
+    height = e.untyped_storage().nbytes() // (e.stride(0) * e.itemsize)
+    return TensorDescriptor(e, [height, e.stride(0)], [e.stride(0), 1], part)
+
+
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
 
 
 def _merge_stats(chunk: RowChunk, stats_f: Tensor, stats_i: Tensor) -> None:
@@ -169,8 +156,9 @@ def largest_logits(chunk: RowChunk, block: Block, logits: Logits, gate: Tensor) 
     shut.
     """
     n, m, d = *chunk.rows.shape[:1], *block.rows.shape
-    meta, f = _meta(chunk.rows), device_fn(get(logits.transform).f)
-    grid, tiles = _grid(n, m, meta)
+    config = narrow(plain(_sweep_config(chunk.rows, block.rows, "sums"), chunk.rows.dtype))
+    meta, f = _meta(config, chunk.rows), device_fn(get(logits.transform).f)
+    grid, tiles = _grid(n, m, config)
     by_row = torch.full((tiles[1], n), -torch.inf, device=chunk.rows.device)
     by_column = torch.full((tiles[0], m), -torch.inf, device=chunk.rows.device)
     sizes = (n, m, d, chunk.rows.stride(0), block.rows.stride(0), logits.margin, block.own_log_weight)
@@ -193,6 +181,7 @@ def all_pairs(
     n, m, d = *anchor.shape[:1], *candidate.shape
     row_scale = torch.ones(n, device=out.device) if anchor_scale is None else anchor_scale
     col_scale = torch.ones(m, device=out.device) if candidate_scale is None else candidate_scale
-    meta = _meta(anchor)
+    config = plain(_sweep_config(anchor, candidate, "sums"), anchor.dtype)
     sizes = (n, m, d, anchor.stride(0), candidate.stride(0), out.stride(0))
-    similarity_kernel[(_grid(n, m, meta)[0],)](anchor, candidate, row_scale, col_scale, out, *sizes, **meta)
+    meta = _meta(config, anchor)
+    similarity_kernel[(_grid(n, m, config)[0],)](anchor, candidate, row_scale, col_scale, out, *sizes, **meta)

@@ -30,7 +30,7 @@ def inverse_norms_kernel(X, SCALE, D, stride, shortest, BLOCK_D: tl.constexpr):
     tl.store(SCALE + row, tl.where((top == 0) | (norm < shortest), 0.0, 1.0 / norm))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def open_rows_kernel(
     A, C, A_SCALE, C_SCALE, INDEX, SCALARS, CEILING, OUT, N, D, stride_a, stride_c, margin, offset,
     F_POSITIVE: tl.constexpr,
@@ -48,7 +48,7 @@ def open_rows_kernel(
     tl.store(OUT + 2 * N + row, tl.where(x < ceiling, ceiling, x) + offset)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def close_rows_kernel(SUM, SHIFT, LOGIT, OUT, N, BLOCK: tl.constexpr):
     """OUT (3, N) <- loss log(1 + e^t), share 1 / (1 + e^-t) and 1 / Z, with t = log(Zneg) + shift - logit."""
     offs_n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -66,7 +66,7 @@ def close_rows_kernel(SUM, SHIFT, LOGIT, OUT, N, BLOCK: tl.constexpr):
     tl.store(OUT + 2 * N + offs_n, 1.0 / (total + tl.exp(logit - shift)), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def pull_rows_kernel(
     SHARE, INVERSE, SIMILARITY, F_SUM, A_SCALE, C_SCALE, INDEX, SCALARS, OUT, N, margin, F_POSITIVE: tl.constexpr,
     DF_POSITIVE: tl.constexpr, HAS_INVERSE: tl.constexpr, BLOCK: tl.constexpr,

@@ -1,0 +1,1 @@
+"""Kernels compiled for GPUs that need not be there, what the code costs, and what a roofline expects of it."""

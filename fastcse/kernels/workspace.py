@@ -1,0 +1,56 @@
+"""Memory and shape of one chunk of anchor rows on the GPU."""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+
+from ..pairs import Block
+from .configs import INTERPRETED, LARGEST_TILE
+
+DEFAULT_WORKSPACE = 4 << 30
+TILE_ROWS = 128
+
+
+class Workspace:
+    """Memory for the gradient weights of one chunk: (rows, M) for each block. Nothing where nothing is kept."""
+
+    def __init__(self, rows: int, blocks: list[Block], keep: bool):
+        self.columns = [b.rows.shape[0] for b in blocks]
+        # Whole tiles, so that kernels store without masks; the part past the end is never read.
+        height = triton.cdiv(rows, LARGEST_TILE) * LARGEST_TILE if keep else 1
+        widths = [triton.cdiv(m, LARGEST_TILE) * LARGEST_TILE if keep else 1 for m in self.columns]
+        new = {"dtype": weight_type(blocks[0].rows), "device": blocks[0].rows.device}
+        self.buffers = [torch.empty(height, width, **new) for width in widths]
+
+    def weights(self, rows: int, block: int) -> Tensor:
+        """(rows, M) that a block's sweep writes, with whole tiles of memory behind it, and the products read."""
+        return self.buffers[block][:rows, : self.columns[block]]
+
+
+def weight_type(rows: Tensor) -> torch.dtype:
+    """bfloat16 has the range of float32, which e needs; float16 has not, so weights are never float16."""
+    return torch.float32 if rows.dtype == torch.float32 else torch.bfloat16
+
+
+def plan_rows(n: int, blocks: list[Block], keep: bool, max_workspace_bytes: int | None) -> int:
+    """Rows of a chunk: one output tile of the (rows, D) gradient product on every multiprocessor, within the
+    workspace.
+    """
+    device = blocks[0].rows.device
+    if device.type != "cuda":
+        return min(n, 2 * INTERPRETED.block_n)
+    tiles_d = triton.cdiv(blocks[0].rows.shape[1], 256)
+    processors = torch.cuda.get_device_properties(device).multi_processor_count
+    rows = max(1, processors // tiles_d) * TILE_ROWS
+    if not keep:
+        return min(n, 4 * rows)
+    width = sum(b.rows.shape[0] * weight_type(b.rows).itemsize for b in blocks)
+    fitting = (max_workspace_bytes or DEFAULT_WORKSPACE) // width // TILE_ROWS * TILE_ROWS
+    return min(n, max(TILE_ROWS, min(rows, fitting)))
+
+
+def prepare(x: Tensor) -> Tensor:
+    """Rows with unit stride along D, in their own type; a copy only of oddly strided input."""
+    return x if x.stride(1) == 1 else x.contiguous()
