@@ -12,12 +12,15 @@ from .problem import OFF_POWERS_OF_TWO, Gradients, Problem
 SMALLEST_SUM = 1e-30
 
 
-def sweep_blocks(p: Problem, chunk: RowChunk, space, store: bool, columns: Columns | None = None) -> list[Tensor]:
-    """Every block into the chunk's sums and by-products; returns the weights by block."""
-    kept = []
+def sweep_blocks(
+    p: Problem, chunk: RowChunk, space, store: bool, columns: Columns | None = None, ready: bool = False
+) -> list[Tensor]:
+    """Every block into the chunk's sums and by-products; returns the weights by block. `ready`: an earlier sweep left
+    the dot products in `space`."""
+    kept, options = [], {"store": store, **({"ready": True} if ready else {})}
     for k, block in enumerate(p.blocks):
         kept.append(space.weights(chunk.rows.shape[0], k))
-        p.launchers.sweep(chunk, block, p.logits, kept[-1], store=store, columns=columns if k == 0 else None)
+        p.launchers.sweep(chunk, block, p.logits, kept[-1], columns=columns if k == 0 else None, **options)
         if chunk.stats is not None and k == 0:
             p.stats.append({"hardest": chunk.stats.hardest.clone(), "hardest_col": chunk.stats.hardest_col.clone()})
     return kept

@@ -5,7 +5,7 @@ backend.
 from .launch import all_pairs, is_open, largest_logits, sweep
 from .products import accumulate_transposed, scale_rows, times_candidates
 from .rows import add_at, close_rows, finish_rows, inverse_norms, open_rows, pull_rows, scatter_rows
-from .workspace import Workspace, plan_rows, prepare
+from .workspace import Workspace, keeps_products, plan_rows, prepare
 
 __all__ = [
     "Workspace",
@@ -16,6 +16,7 @@ __all__ = [
     "finish_rows",
     "inverse_norms",
     "is_open",
+    "keeps_products",
     "largest_logits",
     "open_rows",
     "plan_rows",

@@ -51,6 +51,11 @@ def plan_rows(n: int, blocks: list[Block], keep: bool, max_workspace_bytes: int 
     return min(n, max(TILE_ROWS, min(rows, fitting)))
 
 
+def keeps_products(n: int, blocks: list[Block], max_workspace_bytes: int | None) -> bool:
+    """Never: a tile's dot products live in registers, and float32 ones would cost more traffic than their product."""
+    return False
+
+
 def prepare(x: Tensor) -> Tensor:
     """Rows with unit stride along D, in their own type; a copy only of oddly strided input."""
     return x if x.stride(1) == 1 else x.contiguous()

@@ -174,8 +174,8 @@ def _fused(
         call.max_workspace_bytes, chosen,
     )  # fmt: skip
     # One upstream gradient for all rows, known only as a factor: the gradients can be made on the way.
-    if call.reduction != "none" and gradients and not call.symmetric:
-        total, *by_products = eager.mean(sweep)
+    if call.reduction != "none" and gradients:
+        total, *by_products = eager.mean(sweep, call.symmetric)
         loss = total / anchor.shape[0] if call.reduction == "mean" else total
     else:
         losses, *by_products = eager.rows(sweep, call.symmetric)

@@ -52,6 +52,11 @@ def plan_rows(n: int, blocks: list[Block], keep: bool, max_workspace_bytes: int 
     return min(n, max(LEAST_ROWS, min(MOST_ROWS, fitting)))
 
 
+def keeps_products(n: int, blocks: list[Block], max_workspace_bytes: int | None) -> bool:
+    """Whether the dot products of all pairs fit into the workspace, so that a second pass need not make them again."""
+    return 4 * n * sum(b.rows.shape[0] for b in blocks) <= (max_workspace_bytes or DEFAULT_WORKSPACE)
+
+
 def prepare(x: Tensor) -> Tensor:
     """float32 rows with unit stride along D. A copy only of half-precision or oddly strided input."""
     x = x.to(torch.float32)
@@ -94,19 +99,22 @@ def sweep(
     store: bool,
     columns: Columns | None = None,
     gate: Tensor | None = None,
+    ready: bool = False,
 ) -> None:
     """Sums of exponentials over one block into `chunk`; with `store`, gradient weights into `weights` (R, M); with
     `columns`, column sums too.
 
-    `gate` (0-dim bool) False: nothing is done. Here the caller has looked at it already.
+    `gate` (0-dim bool) False: nothing is done. Here the caller has looked at it already. Without `store`, `weights` as
+    wide as the block are left with the dot products; `ready`: they hold them.
     """
     fields = _fields(chunk, block, logits, columns, store)
     rows, m = chunk.rows.shape[0], block.rows.shape[0]
     panels = -(-rows // _C.panel_rows)
     for first in range(0, m, TILE_COLS):
         last = min(first + TILE_COLS, m)
-        tile = weights[:, first:last] if store else weights[:, : last - first]
-        torch.mm(chunk.rows, block.rows[first:last].T, out=tile)
+        tile = weights[:, first:last] if weights.shape[1] == m else weights[:, : last - first]
+        if not ready:
+            torch.mm(chunk.rows, block.rows[first:last].T, out=tile)
         fields |= {
             "dot": tile.data_ptr(), "stride": weights.stride(0), "cols": last - first, "first_col": first,
             "col_scale": address(block.scale, first), "col_bias": address(block.bias, first),

@@ -26,9 +26,10 @@ SAVED = 6
 
 def mean_forward(*arguments) -> list[Tensor]:
     """Sum of the row losses with its gradients already made: [sum, *stats, danchor, dinv_temperature, *drows]."""
-    call = Sweep(*arguments)
+    *call, symmetric = arguments
+    call = Sweep(*call)
     p = problem(call)
-    losses, g = one_sweep.mean_with_gradient(p)
+    losses, g = two_pass.mean_with_gradient(p) if symmetric else one_sweep.mean_with_gradient(p)
     return [losses.sum(), *stats_of(p), *gradients_of(g, call.anchor.dtype)]
 
 
@@ -61,7 +62,7 @@ def _op(name: str, fn, arguments: str):
     return custom_op(f"fastcse::{name}", fn, mutates_args=(), schema=f"({arguments}) -> Tensor[]")
 
 
-contrastive_mean = _op("contrastive_mean", mean_forward, SCHEMA)
+contrastive_mean = _op("contrastive_mean", mean_forward, f"{SCHEMA}, bool symmetric")
 contrastive_rows = _op("contrastive_rows", rows_forward, f"{SCHEMA}, bool symmetric")
 contrastive_rows_backward = _op(
     "contrastive_rows_backward", rows_backward, f"Tensor upstream, Tensor[] saved, {SCHEMA}"
@@ -71,7 +72,7 @@ scale_gradients = _op("scale_gradients", scale_forward, "Tensor upstream, Tensor
 
 @contrastive_mean.register_fake
 def _(*arguments):
-    call = Sweep(*arguments)
+    call = Sweep(*arguments[:ARGUMENTS])
     return [call.anchor.new_empty((), dtype=torch.float32), *fake_stats(call), *fake_gradients(call)]
 
 
@@ -118,15 +119,15 @@ def _restore(ctx) -> tuple[Sweep, list[Tensor]]:
 
 
 def _mean_setup(ctx, inputs, output) -> None:
-    call = Sweep(*inputs)
+    call = Sweep(*inputs[:ARGUMENTS])
     _save(ctx, call, output[1 + call.stats :])
 
 
 def _mean_backward(ctx, grads):
     if grads[0] is None:
-        return (None,) * ARGUMENTS
+        return (None,) * (ARGUMENTS + 1)
     call, gradients = _restore(ctx)
-    return call.gradients_for(scale_gradients(grads[0], gradients, [call.anchor, *call.rows]))
+    return (*call.gradients_for(scale_gradients(grads[0], gradients, [call.anchor, *call.rows])), None)
 
 
 def _rows_setup(ctx, inputs, output) -> None:

@@ -42,8 +42,8 @@ def _first_derivatives(made: list[Tensor], inputs: tuple[Tensor, ...], needed: l
 
 class _Mean(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, call: Sweep, anchor, inv_temperature, *rows):
-        total, *rest = mean_forward(*call)
+    def forward(ctx, call: Sweep, symmetric, anchor, inv_temperature, *rows):
+        total, *rest = mean_forward(*call, symmetric)
         stats, gradients = rest[: call.stats], rest[call.stats :]
         ctx.save_for_backward(*gradients, anchor, *rows)
         ctx.needed = [True, inv_temperature is not None, *call.needs_grad]
@@ -55,7 +55,7 @@ class _Mean(torch.autograd.Function):
         gradients, inputs = ctx.saved_tensors[: len(ctx.needed)], ctx.saved_tensors[len(ctx.needed) :]
         with torch.no_grad():
             made = scale_forward(upstream, gradients, inputs)
-        return (None, *_first_derivatives(made, inputs, ctx.needed))
+        return (None, None, *_first_derivatives(made, inputs, ctx.needed))
 
 
 class _Rows(torch.autograd.Function):
@@ -83,11 +83,11 @@ def _traced(anchor: Tensor) -> bool:
     return torch.compiler.is_compiling() or type(anchor) not in (Tensor, torch.nn.Parameter)
 
 
-def mean(call: Sweep) -> Sequence[Tensor]:
+def mean(call: Sweep, symmetric: bool) -> Sequence[Tensor]:
     """[sum of the row losses, *stats], differentiable."""
     if _traced(call.anchor):
-        return contrastive_mean(*call)[: 1 + call.stats]
-    return _Mean.apply(call, call.anchor, call.inv_temperature, *call.rows)
+        return contrastive_mean(*call, symmetric)[: 1 + call.stats]
+    return _Mean.apply(call, symmetric, call.anchor, call.inv_temperature, *call.rows)
 
 
 def rows(call: Sweep, symmetric: bool) -> Sequence[Tensor]:
