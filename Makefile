@@ -7,7 +7,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench report compiled build info clean
+.PHONY: help demo test check bench baseline loss report compiled gpu build info clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,12 +32,38 @@ check: $(STAMP) ## lint: ruff, clang-format
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/fastcse/*.hpp csrc/fastcse/transforms/*.hpp
 
-bench: $(STAMP) ## loss benchmark beside eager, torch.compile and three bare matrix products
-	$(BIN)/pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds --benchmark-sort=fullname
-	$(BIN)/python -m benchmarks.loss --output benchmarks/results/loss_cpu.json
+SUITE := $(BIN)/pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds --benchmark-sort=fullname \
+	--benchmark-json=build/bench.json
 
-report: $(STAMP) ## README tables and figure from the files in benchmarks/results
+bench: $(STAMP) ## losses in turns with eager and bare products; fails where a ratio is 15% worse than its baseline
+	@mkdir -p build
+	$(SUITE)
+	$(BIN)/python -m benchmarks.gate --file build/bench.json
+
+baseline: $(STAMP) ## save the ratios of this kind of machine, for `make bench` to hold later runs against
+	@mkdir -p build
+	$(SUITE)
+	$(BIN)/python -m benchmarks.gate --file build/bench.json --save
+
+# One forward and backward of 8192 rows takes seconds, and InfoNCE has nine providers or more: three rounds of it.
+loss: $(STAMP) ## losses beside every installed peer: time, memory, accuracy, as JSON, CSV and PNG (10 minutes)
+	$(TABLE) --loss infonce --n 512,2048,8192 --repeat 3 $(call files,loss_infonce_cpu)
+	$(TABLE) --loss focal --n 512,2048,8192 --repeat 5 $(call files,loss_focal_cpu)
+	$(TABLE) --loss symmetric --n 2048 $(call files,loss_symmetric_cpu)
+	$(TABLE) --loss infonce --n 2048 --repeat 1 --no-memory --data random,clustered,anisotropic --stage early,late \
+		--peers "F.linear_cross_entropy,sentence-transformers,sentence-transformers cached" \
+		--output benchmarks/results/accuracy_cpu.json
+TABLE := $(BIN)/fastcse bench loss --device cpu --d 768
+files = --output benchmarks/results/$(1).json --csv benchmarks/results/$(1).csv --plot benchmarks/results/$(1).png
+
+report: $(STAMP) ## README section, benchmarks/RESULTS.md and figures from the files in benchmarks/results
 	$(BIN)/python -m benchmarks.report
+
+# On a machine with a GPU nothing is installed: PYTHON must have torch, triton and pytest. WHEELS names a folder of peers'
+# wheels, STAGE the stages to run.
+gpu: $(if $(DRY),$(STAMP)) ## the GPU lane: device tests, tables, configuration search, counters (DRY=1: interpreter)
+	$(if $(DRY),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu $(if $(DRY),--dry) $(if $(WHEELS),--wheels $(WHEELS)) \
+		$(if $(STAGE),--stage $(STAGE)) $(if $(AGAIN),--again)
 
 compiled: $(STAMP) ## compile the Triton kernels for sm_80, sm_90, sm_100 without a GPU and list their cost
 	$(BIN)/python -m benchmarks.compiled --output benchmarks/results/compiled.csv

@@ -21,7 +21,7 @@ FLOORS = [
     {"losses"},
     {"modules", "clustering", "mining", "distributed"},
     {"__init__"},
-    {"training", "evaluation", "integrations"},
+    {"training", "evaluation", "integrations", "bench"},
     {"cli"},
 ]
 LEVEL = {room: level for level, floor in enumerate(FLOORS) for room in floor}
@@ -39,6 +39,8 @@ BANNED = {
 }
 # file or file::function, and why it may be longer than the house allows.
 EXCUSED_SIZE: dict[str, str] = {}
+# Where any failure at all must be caught, and why.
+EXCUSED_CATCH = {"bench/measure.py": "a peer's own failure is a finding, and must not end everybody's run"}
 # A function is counted from its first statement after the docstring: a long signature or formula is not long code.
 MOST_LINES, MOST_BODY = 250, 40
 
@@ -181,7 +183,11 @@ def forbidden_lines(tree):
 def test_forbidden_lines(path):
     if room_of(path) == "cli":
         return
-    assert not list(forbidden_lines(ast.parse(path.read_text())))
+    found = list(forbidden_lines(ast.parse(path.read_text())))
+    if path.relative_to(ROOT).as_posix() in EXCUSED_CATCH:
+        assert [what for _, what in found] == ["except Exception"]
+        return
+    assert not found
 
 
 @pytest.mark.parametrize(

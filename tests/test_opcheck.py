@@ -37,6 +37,9 @@ def scenarios(device, backend):
         "mean": lambda: infonce_loss(a, c, backend=backend),
         "focal mean": lambda: focal_infonce_loss(a, c, backend=backend),
         "rows": lambda: (focal_infonce_loss(a, c, reduction="none", backend=backend) * weight).sum(),
+        "rows symmetric": lambda: (
+            infonce_loss(a, c, symmetric=True, reduction="none", backend=backend) * weight
+        ).sum(),
         "symmetric": lambda: infonce_loss(a, c, symmetric=True, backend=backend),
         "temperature": lambda: 3 * infonce_loss(a, c, temperature=t, backend=backend),
         "temperature of rows": lambda: infonce_loss(a, c, temperature=t, reduction="none", backend=backend).sum(),

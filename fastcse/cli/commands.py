@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from .bench import bench
 from .console import INTERRUPTED, fail
 from .demo.command import demo
 from .eval import evaluate
@@ -18,6 +19,7 @@ app.command("info")(info)
 app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("demo")(demo)
+app.add_typer(bench)
 
 
 @app.callback(invoke_without_command=True)

@@ -22,7 +22,7 @@ from ...training.objectives import OBJECTIVES
 from ...training.options import check_at_least, check_backend, check_batch_size
 from ...training.trainer import ContrastiveTrainer, make_trainer
 from ..info import fastcse_version, package_version
-from .cost import measure
+from .cost import loss_cost
 from .docstrings import PACKAGES, collect_pairs
 from .figure import draw
 from .split import Split, split_pairs
@@ -79,7 +79,7 @@ def run_demo(options: DemoOptions, say: Callable[[str], None]) -> dict[str, Any]
     after = evaluate_retrieval(model, anchors, positives, label="after")
     width = model.get_embedding_dimension()
     say(f"Measuring the loss on {options.cost_rows} x {width} rows, fused and eager")
-    cost = measure(
+    cost = loss_cost(
         options.cost_rows, width, repeats=options.cost_repeats, backend=options.backend, device=model.device.type
     )
     model.save_pretrained(str(folder / MODEL))

@@ -1,0 +1,114 @@
+"""Stages as processes: each has a time limit, leaves its files behind even when it is cut off, and is not run again
+once it is done for this commit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One process of a stage. `makes` is the file, in the output folder, whose presence says that it is done.
+
+    `tools` are programs that must be on the path; without them the step is skipped and says so.
+    """
+
+    stage: str
+    name: str
+    command: tuple[str, ...]
+    limit_s: float
+    makes: str
+    environment: tuple[tuple[str, str], ...] = ()
+    tools: tuple[str, ...] = ()
+
+
+class Lane:
+    """Runs steps into one output folder and remembers how each ended."""
+
+    def __init__(self, output: Path, commit: str, budget_s: float):
+        self.output, self.commit = output, commit
+        self.deadline = time.monotonic() + budget_s
+        self.state_file = output / "state.json"
+        self.state: dict[str, Any] = self._read_state()
+        output.mkdir(parents=True, exist_ok=True)
+
+    def _read_state(self) -> dict[str, Any]:
+        if not self.state_file.exists():
+            return {}
+        state = json.loads(self.state_file.read_text(encoding="utf-8"))
+        # What another commit did says nothing about this one.
+        return {key: value for key, value in state.items() if value.get("commit") == self.commit}
+
+    def is_done(self, step: Step) -> bool:
+        return self.state.get(self._key(step), {}).get("status") == "passed" and (self.output / step.makes).exists()
+
+    def run(self, step: Step) -> dict[str, Any]:
+        """Runs a step within what is left of the budget; its log stands beside its files."""
+        left = min(step.limit_s, self.deadline - time.monotonic())
+        missing = [tool for tool in step.tools if not _on_path(tool)]
+        start = time.monotonic()
+        if missing:
+            outcome = {"status": "skipped", "why": f"{missing[0]} is not on the path"}
+        elif left < 5:
+            outcome = {"status": "skipped", "why": "the lane's time is over"}
+        else:
+            outcome = self._run(step, left)
+        outcome |= {"seconds": round(time.monotonic() - start, 1), "commit": self.commit}
+        self.state[self._key(step)] = outcome
+        self.state_file.write_text(json.dumps(self.state, indent=1) + "\n", encoding="utf-8")
+        return outcome
+
+    def _run(self, step: Step, limit_s: float) -> dict[str, Any]:
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", **dict(step.environment)}
+        log = self.output / f"{step.stage}-{step.name}.log"
+        with log.open("w", encoding="utf-8") as file:
+            process = subprocess.Popen(
+                [sys.executable if part == "python" else part for part in step.command],
+                cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+            try:
+                code = process.wait(limit_s)
+            except subprocess.TimeoutExpired:
+                _end(process)
+                return {"status": "cut off", "why": f"after {limit_s:.0f} s; see {log.name}"}
+            except BaseException:
+                _end(process)
+                raise
+        if code:
+            return {"status": "failed", "why": f"exit code {code}: {_last_line(log)}"}
+        if not (self.output / step.makes).exists():
+            return {"status": "failed", "why": f"made no {step.makes}; see {log.name}"}
+        return {"status": "passed", "why": _last_line(log)}
+
+    @staticmethod
+    def _key(step: Step) -> str:
+        return f"{step.stage}/{step.name}"
+
+
+def _end(process: subprocess.Popen) -> None:
+    """Ends the step with everything that it started: a worker left behind would hold the device."""
+    import signal
+
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _on_path(tool: str) -> bool:
+    import shutil
+
+    return shutil.which(tool) is not None
+
+
+def _last_line(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return lines[-1][:160] if lines else ""

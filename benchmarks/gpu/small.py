@@ -1,0 +1,101 @@
+"""Every kernel once, small, in each form: for compute-sanitizer, and to see at once what does not run.
+
+python -m benchmarks.gpu.small --output FILE [--dry]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import fastcse
+from fastcse.kernels.configs import HALF, HALF_DESCRIBED, INTERPRETED, TileConfig, pinned
+
+LARGEST_ERROR = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+
+
+def calls(backend: str) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    """Name -> a scalar that reaches another kernel, or another form of one."""
+    f, plain = fastcse.focal_infonce_loss, fastcse.infonce_loss
+    b = {"backend": backend}
+
+    def ids(a: Tensor, c: Tensor) -> Tensor:
+        return plain(a, c, anchor_id=torch.arange(len(a), device=a.device) // 2,
+                     candidate_id=torch.arange(len(c), device=a.device) // 2, **b)  # fmt: skip
+
+    def learned(a: Tensor, c: Tensor) -> Tensor:
+        return f(a, c, temperature=torch.tensor(0.07, device=a.device, requires_grad=True), **b)
+
+    def block(a: Tensor, c: Tensor) -> Tensor:
+        return f(a, c, negatives=fastcse.CandidateBlock(c.detach().flip(0), own_log_weight=1.0), **b)
+
+    return {
+        "gradients": lambda a, c: f(a, c, **b),
+        "sums": lambda a, c: f(a.detach(), c.detach(), **b),
+        "both directions": lambda a, c: f(a, c, symmetric=True, **b),
+        "rows": lambda a, c: f(a, c, reduction="none", **b).square().sum(),
+        "statistics": lambda a, c: f(a, c, return_stats=True, **b)[0],
+        "ids": ids,
+        "learned temperature": learned,
+        "block with own weight": block,
+        "out of range": lambda a, c: plain(a, c, temperature=0.005, **b),
+        "not unit rows": lambda a, c: plain(a, c, normalize=False, temperature=5.0, **b),
+        "similarity": lambda a, c: fastcse.similarity(a, c, **b).square().mean(),
+    }
+
+
+def forms(dry: bool) -> dict[str, TileConfig]:
+    """The plain and the persistent form."""
+    if dry:
+        return {"plain": INTERPRETED, "persistent": INTERPRETED._replace(programs=1)}
+    return {"plain": HALF._replace(block_d=32), "persistent": HALF_DESCRIBED._replace(block_d=32)}
+
+
+def errors(device: str, dry: bool) -> Iterator[tuple[str, float, bool]]:
+    """(what, relative error against the reference, whether it is small enough)."""
+    sizes = ((40, 24),) if dry else ((300, 72), (257, 33))
+    for form, config in forms(dry).items():
+        for dtype, allowed in LARGEST_ERROR.items():
+            for n, d in sizes:
+                rows = [torch.randn(n, d, device=device, dtype=dtype) for _ in range(2)]
+                exact = calls("reference")
+                for name, fn in calls("triton").items():
+                    with pinned(config):
+                        got = _gradients(fn, rows)
+                    want = _gradients(exact[name], [x.float() for x in rows])
+                    error = max(((g.float() - w).norm() / w.norm()).item() for g, w in zip(got, want))
+                    what = f"{name}, {form}, {str(dtype).removeprefix('torch.')}, N = {n}, D = {d}"
+                    yield what, error, error <= allowed
+
+
+def _gradients(fn: Callable, rows: list[Tensor]) -> list[Tensor]:
+    leaves = [x.clone().requires_grad_() for x in rows]
+    value = fn(*leaves)
+    if value.requires_grad:
+        value.backward()
+    return [value.detach(), *(x.grad for x in leaves if x.grad is not None)]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.small", description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--dry", action="store_true")
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    found = []
+    for what, error, fine in errors("cpu" if arguments.dry else "cuda", arguments.dry):
+        found.append({"what": what, "error": error, "fine": fine})
+        print(f"{'fine ' if fine else 'WRONG'} {error:.1e} {what}", flush=True)
+    wrong = [x["what"] for x in found if not x["fine"]]
+    arguments.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(f"{len(found)} calls, {len(wrong)} wrong")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,94 @@
+"""What the lane runs, in order of worth: what is right before what is fast, the tables before the search."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .lane import Step
+
+STAGES = ("build", "tests", "sanitize", "loss", "million", "search", "counters")
+LOSS = ("python", "-m", "fastcse.cli", "bench", "loss", "--data", "clustered", "--stage", "early")
+# Providers whose time at the largest sizes is milliseconds; the others run at one size each.
+QUICK = "fastcse,eager,chunked eager,QuACK,Liger SM90"
+WIDTHS = "384,768,1024"
+
+
+def steps(output: Path, device: str, dry: bool) -> list[Step]:
+    """Every step; in a dry run each in a size that the interpreter manages in seconds."""
+    return [
+        Step("build", "module", ("python", "setup.py", "-q", "build_ext", "--inplace"), 120, "."),
+        *_tests(output, dry),
+        *(_dry_tables(output) if dry else _tables(output, device)),
+        *_scripts(output, dry),
+    ]
+
+
+def _tests(output: Path, dry: bool) -> list[Step]:
+    lane = (("FASTCSE_TEST_DEVICE", "cpu" if dry else "cuda"), ("FASTCSE_ALLOW_NO_CPP", "1"))
+    junit = f"--junitxml={output / 'tests.xml'}"
+    what = ("tests/test_vectors.py", "-k", "triton") if dry else ("tests",)
+    workers = ("-n", "2" if dry else "8")
+    pytest = ("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--maxfail=40", *workers, junit, *what)
+    dry_option = ("--dry",) if dry else ()
+    small = ("python", "-m", "benchmarks.gpu.small", "--output", str(output / "sanitize.json"))
+    memcheck = ("compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9")
+    return [
+        Step("tests", "device", pytest, 200, "tests.xml", lane),
+        Step(
+            "sanitize", "memcheck", (*(() if dry else memcheck), *small, *dry_option), 90,
+            "sanitize.json", _interpreter(dry) or (("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"),),
+            () if dry else ("compute-sanitizer",),
+        ),
+    ]  # fmt: skip
+
+
+def _interpreter(dry: bool) -> tuple[tuple[str, str], ...]:
+    return (("TRITON_INTERPRET", "1"),) if dry else ()
+
+
+def _table(output: Path, name: str, limit_s: float, *options: str) -> Step:
+    # Each in a process of its own: a peer that corrupts the device's memory ends its own table only.
+    return Step("loss", name, (*LOSS, "--output", str(output / f"loss-{name}.json"), *options), limit_s,
+                f"loss-{name}.json")  # fmt: skip
+
+
+def _tables(output: Path, device: str) -> list[Step]:
+    at = ("--device", device, "--repeat", "5")
+    return [
+        _table(output, "all-16384", 60, *at, "--n", "16384", "--d", "768", "--peers", "all"),
+        _table(output, "infonce", 60, *at, "--n", "4096,16384,65536", "--d", WIDTHS, "--peers", QUICK),
+        _table(output, "focal", 40, *at, "--n", "4096,16384,65536", "--d", WIDTHS, "--loss", "focal", "--peers",
+               "eager"),
+        _table(output, "all-65536", 60, *at, "--n", "65536", "--d", "768", "--peers", "all", "--repeat", "3"),
+        _table(output, "symmetric", 30, *at, "--n", "16384,65536", "--d", "768", "--loss", "symmetric", "--peers",
+               "eager,open_clip,Inf-CL"),
+        _table(output, "131072", 60, *at, "--n", "131072", "--d", WIDTHS, "--loss", "infonce,focal", "--peers",
+               "fastcse", "--repeat", "3"),
+        _table(output, "accuracy", 40, *at, "--n", "4096", "--d", "768", "--data", "random,clustered,anisotropic",
+               "--stage", "early,late", "--peers", "eager,Cut Cross-Entropy,Cut Cross-Entropy exact,Liger Triton,QuACK",
+               "--no-memory"),
+        _table(output, "small", 30, *at, "--n", "64,256,512", "--d", "768", "--loss", "infonce,focal", "--peers",
+               "eager", "--repeat", "20"),
+    ]  # fmt: skip
+
+
+def _dry_tables(output: Path) -> list[Step]:
+    at = ("--device", "cpu", "--repeat", "2", "--no-memory", "--d", "48")
+    return [
+        _table(output, "infonce", 120, *at, "--n", "64,96", "--peers", "eager,chunked eager"),
+        _table(output, "symmetric", 60, *at, "--n", "64", "--loss", "symmetric", "--peers", "eager"),
+    ]
+
+
+def _scripts(output: Path, dry: bool) -> list[Step]:
+    small = ("--dry",) if dry else ()
+
+    def script(name: str, limit_s: float, makes: str, *prefix: str, tools: tuple[str, ...] = ()) -> Step:
+        command = (*prefix, "python", "-m", f"benchmarks.gpu.{name}", "--output", str(output / makes), *small)
+        return Step(name, "run", command, limit_s, makes, _interpreter(dry), tools)
+
+    return [
+        script("million", 60, "million.json"),
+        script("search", 150, "tuned.json"),
+        script("counters", 60, "counters.json", tools=() if dry else ("ncu",)),
+    ]

@@ -1,0 +1,83 @@
+"""Writes benchmarks/RESULTS.md, the README's section and the figures.
+
+python -m benchmarks.report
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from .figures import accuracy_figure, loss_figure
+from .files import Files, Unreadable, read_files
+from .gpu import model_table, target_table
+from .loss import accuracy_table, full_table, left_out, short_table
+from .sts import sts_table
+
+ROOT = Path(__file__).resolve().parents[2]
+SECTION = re.compile(r"(<!-- results -->\n).*(<!-- end of results -->)", re.DOTALL)
+MODEL = (
+    "The last column is a model and no measurement: peak rates of the data sheet and what the compiled code allows "
+    "(`benchmarks/results/compiled_roofline.csv`)."
+)
+
+
+def readme_section(files: Files) -> str:
+    """The short version."""
+    return "\n\n".join([
+        short_table(files.cpu),
+        "What is wanted of a GPU, and what was measured on one:",
+        target_table(files.gpu, files.roofline),
+        MODEL,
+        "All providers, sizes and numbers, accuracy, STS scores: [benchmarks/RESULTS.md](benchmarks/RESULTS.md).",
+    ])  # fmt: skip
+
+
+def page(files: Files) -> str:
+    """All tables: benchmarks/RESULTS.md."""
+    parts = ["# Results", "Made by `make report` from the files in benchmarks/results; not edited by hand.",
+             "## Losses on the CPU"]  # fmt: skip
+    parts += [part for loss, document in files.cpu.items() for part in (f"### {loss}", full_table(document))]
+    if not files.cpu:
+        parts.append(short_table(files.cpu))
+    parts += ["## Accuracy", accuracy_table(files.accuracy)]
+    if files.accuracy:
+        parts += [*left_out(files.accuracy), "![gradient errors](results/accuracy_cpu.png)"]
+    parts += ["## Losses on a GPU", target_table(files.gpu, files.roofline), MODEL]
+    for path, document in files.gpu.items():
+        parts += [f"### {document['machine'].get('gpu', '')} ({path}.json)", full_table(document)]
+    parts += ["### Roofline model, sm_90", model_table(files.roofline), "## STS after training", sts_table(files.sts)]
+    return "\n\n".join(parts) + "\n"
+
+
+def make_report(root: Path) -> list[Path]:
+    """Write everything under `root`; the files that were written."""
+    results, readme = root / "benchmarks" / "results", root / "README.md"
+    files = read_files(results)
+    text = readme.read_text(encoding="utf-8")
+    if not SECTION.search(text):
+        raise Unreadable(f"{readme} has no <!-- results --> ... <!-- end of results --> to write between")
+    written = [root / "benchmarks" / "RESULTS.md", readme]
+    written[0].write_text(page(files), encoding="utf-8")
+    readme.write_text(SECTION.sub(lambda m: f"{m[1]}{readme_section(files)}\n{m[2]}", text), encoding="utf-8")
+    for draw, found, name in ((loss_figure, files.cpu, "loss_cpu.png"),
+                              (accuracy_figure, files.accuracy, "accuracy_cpu.png")):  # fmt: skip
+        if found:
+            draw(found, results / name)
+            written.append(results / name)
+    return written
+
+
+def main() -> int:
+    try:
+        for path in make_report(ROOT):
+            print(path.relative_to(ROOT))
+    except Unreadable as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

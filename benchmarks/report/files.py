@@ -1,0 +1,74 @@
+"""What was measured: the files of benchmarks/results."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+LOSSES = ("infonce", "focal", "symmetric")
+
+
+class Unreadable(Exception):
+    """A result file that is not one; the text is one sentence."""
+
+
+class Files(NamedTuple):
+    """Everything found; None or empty where nobody measured it."""
+
+    cpu: dict[str, dict]  # loss -> document of `fastcse bench loss`
+    accuracy: dict | None
+    sts: dict | None
+    gpu: dict[str, dict]  # gpu/sm_90/loss -> document of `fastcse bench loss`
+    roofline: list[dict[str, str]]
+
+
+def read_files(folder: Path) -> Files:
+    """All of benchmarks/results."""
+    cpu = {loss: found for loss in LOSSES if (found := _bench(folder / f"loss_{loss}_cpu.json"))}
+    gpu = {path.relative_to(folder).with_suffix("").as_posix(): _bench(path)
+           for path in sorted(folder.glob("gpu/*/loss.json"))}  # fmt: skip
+    roofline = folder / "compiled_roofline.csv"
+    lines = list(csv.DictReader(roofline.open(encoding="utf-8"))) if roofline.exists() else []
+    return Files(cpu, _bench(folder / "accuracy_cpu.json"), _json(folder / "sts.json", ("runs",)), gpu, lines)
+
+
+def _bench(path: Path) -> dict | None:
+    return _json(path, ("command", "machine", "results"))
+
+
+def _json(path: Path, keys: tuple[str, ...]) -> dict | None:
+    if not path.exists():
+        return None
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise Unreadable(f"{path} is not JSON ({error}): measure it again") from None
+    if not isinstance(document, dict) or not set(keys) <= set(document):
+        raise Unreadable(f"{path} is not a result file, it lacks {' or '.join(keys)}: measure it again")
+    return document
+
+
+def rows_of(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Provider -> row, of those that were measured, with numbers that were written as text (NaN) as numbers."""
+    return {row["provider"]: {key: _number(key, value) for key, value in row.items()}
+            for row in result["rows"] if row["status"] == "measured"}  # fmt: skip
+
+
+def _number(key: str, value: Any) -> Any:
+    return float(value) if isinstance(value, str) and key.endswith(("error", "ms", "mib", "products")) else value
+
+
+def where(document: dict[str, Any]) -> str:
+    """One sentence: machine, versions, commit, day and command."""
+    facts = document["machine"]
+    place = facts.get("gpu") or f"{facts['cpu']}, {facts['threads']} threads, {facts['cpp']}"
+    torch = facts["versions"]["torch"]
+    return f"{place}; torch {torch}, commit {facts['commit']}, {facts['time'][:10]}; `{document['command']}`."
+
+
+def table(head: list[str], rows: list[list[str]], left: int = 1) -> str:
+    """Markdown; the first `left` columns are text."""
+    rule = ["---" if i < left else "---:" for i in range(len(head))]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows))

@@ -1,0 +1,28 @@
+"""The table of STS scores after training, from what benchmarks/sts.py wrote."""
+
+from __future__ import annotations
+
+import statistics
+
+from .files import table
+
+COLUMNS = {"dev_before": ("STS-B dev before", 2), "dev": ("STS-B dev", 2), "test": ("STS-B test", 2),
+           "alignment": ("alignment", 3), "uniformity": ("uniformity", 2)}  # fmt: skip
+
+
+def sts_table(report: dict | None) -> str:
+    """Mean and spread over seeds."""
+    if report is None:
+        return "STS after training: not measured (`python -m benchmarks.sts`)."
+    rows = []
+    for name in sorted({run["objective"] for run in report["runs"]}):
+        runs = [run for run in report["runs"] if run["objective"] == name]
+        cells = [_spread([run[key] for run in runs], digits) for key, (_, digits) in COLUMNS.items()]
+        rows.append([name, ", ".join(str(run["seed"]) for run in runs), *cells])
+    head = ["objective", "seeds", *(label for label, _ in COLUMNS.values())]
+    return f"{report['what']} `{report['command']}`.\n\n" + table(head, rows, left=2)
+
+
+def _spread(values: list[float], digits: int) -> str:
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return mean if len(set(values)) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"

@@ -1,0 +1,40 @@
+"""Rows like those that training meets. Speed and accuracy depend on them: filters drop small gradients, rounding
+cancels where the loss is small, and a GPU's clock falls on random bits.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .problem import LossProblem
+
+# Weights of a common direction, of one of 64 centres, and of each row's own part.
+KINDS = {"random": (0.0, 0.0, 1.0), "clustered": (0.3, 0.8, 1.0), "anisotropic": (1.4, 0.0, 1.0)}
+CENTRES = 64
+# Length of what separates a positive from its anchor, in lengths of the anchor's own part: a cosine of own parts of
+# 0.45 early in training, 0.95 late.
+STAGES = {"early": 2.0, "late": 0.33}
+
+
+def make_rows(problem: LossProblem) -> tuple[Tensor, Tensor]:
+    """(N, D) anchors and (M, D) candidates that want gradients, not normalised; the same for the same seed."""
+    # Made where they are used: a million rows made on the CPU would take longer than the measurement.
+    g = torch.Generator(problem.device).manual_seed(problem.seed)
+    common, centre, own = KINDS[problem.data]
+    n, m, d = problem.n, problem.m, problem.d
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g, device=problem.device)
+
+    def background(rows: int) -> Tensor:
+        return common * direction + centre * centres[torch.randint(CENTRES, (rows,), generator=g, device=g.device)]
+
+    direction, centres = normal(1, d), normal(CENTRES, d)
+    base, part = background(n), own * normal(n, d)
+    anchor = base + part
+    candidate = base + part + STAGES[problem.stage] * normal(n, d)
+    if m > n:
+        candidate = torch.cat([candidate, background(m - n) + own * normal(m - n, d)])
+    wants_grad = problem.mode == "full"
+    return tuple(x.to(problem.torch_dtype).requires_grad_(wants_grad) for x in (anchor, candidate))

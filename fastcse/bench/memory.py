@@ -1,0 +1,74 @@
+"""Peak memory of one provider beyond its inputs and their gradients."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from .problem import LossProblem
+
+MIB = 1 << 20
+# Below this many rows the process's own noise is larger than the matrix.
+SMALLEST_WEIGHED = 2048
+
+
+def extra_memory(problem: LossProblem, provider: str, choice: int | None) -> float | None:
+    """MiB; None where the system does not tell. On the CPU in a process of its own: memory that another run has freed
+    would hide it."""
+    if torch.device(problem.device).type == "cuda":
+        return _peak(problem, provider, choice)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_peak_on_cpu, (problem, provider, choice, torch.get_num_threads()))
+
+
+def _peak_on_cpu(problem: LossProblem, provider: str, choice: int | None, threads: int) -> float | None:
+    torch.set_num_threads(threads)
+    return _peak(problem, provider, choice)
+
+
+def _peak(problem: LossProblem, provider: str, choice: int | None) -> float | None:
+    from .data import make_rows
+    from .measure import LIMIT, bare_products, outcome_of
+    from .peers import PEERS
+
+    rows = make_rows(problem)
+    if provider == LIMIT:
+        run = lambda: bare_products(problem)(*rows)  # noqa: E731 - its buffers are what is weighed
+    else:
+        loss = PEERS[provider].loss(problem, choice)
+        run = lambda: outcome_of(problem, loss, *rows) and None  # noqa: E731
+        run()  # what is compiled, loaded and allocated once is not the loss's
+    for x in rows:
+        x.grad = None
+    gradients = sum(x.nbytes for x in rows) if problem.mode == "full" and provider != LIMIT else 0
+    peak = _peak_of_device if torch.device(problem.device).type == "cuda" else _peak_of_process
+    taken = peak(run)
+    return None if taken is None else max(0.0, (taken - gradients) / MIB)
+
+
+def _peak_of_device(run: Callable[[], object]) -> int:
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _peak_of_process(run: Callable[[], object]) -> int | None:
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return None  # only Linux tells
+    before = _status("VmRSS")
+    run()
+    return _status("VmHWM") - before
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))

@@ -1,0 +1,133 @@
+"""Results as a table to read, as JSON, and as CSV with Liger-Kernel's columns, which plotting tools exist for."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich import box
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+
+from .machine import version
+from .measure import Result, Row
+
+LIGER_COLUMNS = (
+    "kernel_name", "kernel_provider", "kernel_operation_mode", "metric_name", "metric_unit", "x_name", "x_label",
+    "x_value", "y_value_50", "y_value_20", "y_value_80", "extra_benchmark_config_str", "gpu_name", "timestamp",
+    "liger_version",
+)  # fmt: skip
+
+
+def result_table(result: Result) -> Group:
+    """One problem: who ran, with numbers; below, which chunk or tile each of those took that have a choice."""
+    chosen = [f"{row.provider} {row.choice}" for row in result.rows if row.choice is not None and row.ms is not None]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0, show_edge=False)
+    table.add_column("provider", no_wrap=True)
+    for name in ("ms", "±", "/ bare", "TFLOP/s", "MiB", "loss\nerror", "grad.\nerror"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in result.rows:
+        if row.status == "measured":
+            table.add_row(*_cells(row), style="bold green" if row.provider == "fastcse" else None)
+    caption = [f"[dim]Chunk chosen: {', '.join(chosen)}.[/]"] if chosen else []
+    return Group(f"[bold]{result.problem.title}[/]", table, *caption, "")
+
+
+def legend(results: list[Result]) -> Group:
+    """Once below all tables: what the columns mean, what each provider does differently, who did not run and why."""
+    rows = [row for result in results for row in result.rows]
+    notes = {row.provider: row.note for row in rows if row.status == "measured" and row.note}
+    lines = [
+        "ms: median; ±: half of what lies between the 20% and the 80% quantile, in percent; / bare: to the time of the "
+        "bare products; TFLOP/s: of those products; MiB: beyond inputs and gradients; errors: relative, from float64."
+    ]
+    lines += [f"[bold]{name}[/]: {escape(note)}" for name, note in notes.items()]
+    lines += [f"[bold]{', '.join(names)}[/] {status}: {escape(why)}"
+              for (status, why), names in left_out(rows).items()]  # fmt: skip
+    return Group(*(f"[dim]{line}[/]" for line in lines))
+
+
+def left_out(rows: Iterable[Row]) -> dict[tuple[str, str], list[str]]:
+    """(status, reason) -> the providers that were not measured for it, each once."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if row.status != "measured":
+            names = groups.setdefault((row.status, row.reason), [])
+            names += [row.provider] * (row.provider not in names)
+    return groups
+
+
+def _cells(row: Row) -> list[str]:
+    spread = 50 * (row.ms_80 - row.ms_20) / row.ms
+    return [
+        row.provider, f"{row.ms:.4g}" if row.ms >= 1 else f"{row.ms:.3f}", f"{spread:.0f}%", f"{row.to_products:.2f}",
+        f"{row.tflops:.3f}" if row.tflops < 10 else f"{row.tflops:.0f}",
+        "-" if row.extra_mib is None else f"{row.extra_mib:.0f}", _small(row.loss_error), _small(row.gradient_error),
+    ]  # fmt: skip
+
+
+def _small(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1e}"
+
+
+def document(results: list[Result], machine: dict[str, Any], command: str) -> dict[str, Any]:
+    """Everything about one run, for JSON."""
+    return {"command": command, "machine": machine, "results": [result.labels() for result in results]}
+
+
+def write_json(path: Path, report: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    _write_whole(path, lambda file: json.dump(finite(report), file, indent=1, allow_nan=False))
+
+
+def finite(value: Any) -> Any:
+    """NaN and infinity as text: JSON has no word for them, and an error that is not a number is a finding."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [finite(item) for item in value]
+    return str(value) if isinstance(value, float) and not float("-inf") < value < float("inf") else value
+
+
+def write_csv(path: Path, results: list[Result], machine: dict[str, Any]) -> None:
+    """Liger-Kernel's columns, a line for each metric of each provider at each size."""
+
+    def write(file: TextIO) -> None:
+        writer = csv.writer(file)
+        writer.writerow(LIGER_COLUMNS)
+        for result in results:
+            for row in result.rows:
+                if row.status == "measured":
+                    writer.writerows(_liger_lines(result, row, machine))
+
+    _write_whole(path, write)
+
+
+def _liger_lines(result: Result, row: Row, machine: dict[str, Any]) -> Iterator[list]:
+    p = result.problem
+    extra = {**p.labels(), "choice": row.choice, "fastcse": machine["fastcse"], "commit": machine["commit"]}
+    tail = [json.dumps(extra), machine.get("gpu", machine["cpu"]), machine["time"], version("liger-kernel") or ""]
+    for metric, unit, values in (
+        ("speed", "ms", (row.ms, row.ms_20, row.ms_80)),
+        ("memory", "MB", (row.extra_mib,) * 3),
+        ("loss error", "relative", (row.loss_error,) * 3),
+        ("gradient error", "relative", (row.gradient_error,) * 3),
+    ):
+        if values[0] is not None:
+            yield [p.loss, row.provider, p.mode, metric, unit, "N", "anchors", p.n, *values, *tail]
+
+
+def _write_whole(path: Path, write: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with part.open("w", encoding="utf-8", newline="") as file:
+            write(file)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
