@@ -46,7 +46,7 @@ baseline: $(STAMP) ## save the ratios of this kind of machine, for `make bench` 
 	$(BIN)/python -m benchmarks.gate --file build/bench.json --save
 
 # One forward and backward of 8192 rows takes seconds, and InfoNCE has nine providers or more: three rounds of it.
-loss: $(STAMP) ## losses beside every installed peer: time, memory, accuracy, as JSON, CSV and PNG (10 minutes)
+loss: $(STAMP) ## losses beside every installed peer: time, memory, accuracy, as JSON, CSV and PNG (20 minutes)
 	$(TABLE) --loss infonce --n 512,2048,8192 --repeat 3 $(call files,loss_infonce_cpu)
 	$(TABLE) --loss focal --n 512,2048,8192 --repeat 5 $(call files,loss_focal_cpu)
 	$(TABLE) --loss symmetric --n 2048 $(call files,loss_symmetric_cpu)

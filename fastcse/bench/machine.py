@@ -55,7 +55,10 @@ def commit() -> str:
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return ""
-    return _output("git", "-C", str(root), "describe", "--always", "--dirty")
+    git = ("git", "-C", str(root))
+    # The files that a benchmark writes do not make its code another one.
+    changed = _output(*git, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
+    return _output(*git, "rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
 
 
 def _driver() -> str:

@@ -228,8 +228,10 @@ def _time_all(
     """Fill in times; the limit takes its turn like everybody and becomes the first row."""
     everyone = {LIMIT: functools.partial(bare_products(problem), *rows)}
     everyone |= {name: _guarded(result.row(name), run) for name, run in runs.items()}
-    for run in everyone.values():  # whether it still runs beside the memory of the others
-        run()
+    everyone[LIMIT]()
+    if torch.device(problem.device).type == "cuda":
+        for run in everyone.values():  # whether it still runs beside the memory of the others
+            run()
     seconds = take_turns(everyone, clock(problem.device), result.repeat, lambda: step("time"))
     limit = Seconds.of(seconds[LIMIT])
     result.rows.insert(0, Row(LIMIT, note=f"{problem.products} products, no loss"))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
@@ -20,8 +22,9 @@ def extra_memory(problem: LossProblem, provider: str, choice: int | None) -> flo
     would hide it."""
     if torch.device(problem.device).type == "cuda":
         return _peak(problem, provider, choice)
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak_on_cpu, (problem, provider, choice, torch.get_num_threads()))
+    # An executor notices a process that was killed for its memory; a pool would wait for it for ever.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as one:
+        return one.submit(_peak_on_cpu, problem, provider, choice, torch.get_num_threads()).result()
 
 
 def _peak_on_cpu(problem: LossProblem, provider: str, choice: int | None, threads: int) -> float | None:
@@ -60,6 +63,7 @@ def _peak_of_device(run: Callable[[], object]) -> int:
 
 
 def _peak_of_process(run: Callable[[], object]) -> int | None:
+    _give_back_freed_memory()
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:
@@ -67,6 +71,13 @@ def _peak_of_process(run: Callable[[], object]) -> int | None:
     before = _status("VmRSS")
     run()
     return _status("VmHWM") - before
+
+
+def _give_back_freed_memory() -> None:
+    """What the warm-up has freed goes back to the system: kept by the allocator, it would hide what the run takes."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
 
 
 def _status(field: str) -> int:
