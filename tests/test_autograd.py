@@ -159,8 +159,11 @@ def test_backward_twice_gives_the_same_gradient_twice(forced, device, focal, red
     temperature = torch.tensor(0.5, device=device, requires_grad=True)
     wanted = [*leaves, temperature]
     loss = weigh(forced(LOSSES[focal], *leaves, temperature=temperature, reduction=reduction, symmetric=symmetric))
-    first = [g.clone() for g in torch.autograd.grad(3 * loss, wanted, retain_graph=True)]
+    held = torch.autograd.grad(3 * loss, wanted, retain_graph=True)
+    first = [g.clone() for g in held]
     second = torch.autograd.grad(3 * loss, wanted, retain_graph=True)
+    # What the first pass returned is the caller's: the second may not write to it.
+    assert all(torch.equal(g, copy) for g, copy in zip(held, first))
     third = torch.autograd.grad(loss, wanted)
     for a, b, c in zip(first, second, third):
         assert torch.equal(a, b)

@@ -53,6 +53,7 @@ def exp_logit(f, inv_temperature, bias, shift):
 def store_stats(STATS_F, STATS_I, s, bias, slot, slots, start_m, offs_n, N):
     """STATS_F (3, slots, N) float32: sum of s, number of pairs, largest s; STATS_I (slots, N) int32: its column."""
     in_n, keep = offs_n < N, bias != -float("inf")
+    slot, slots = slot.to(tl.int64), slots.to(tl.int64)  # a slot is narrow: there may be more than 2^31 entries
     hardest, where = tl.max(tl.where(keep, s, -float("inf")), 1, return_indices=True)
     tl.store(STATS_F + slot * N + offs_n, tl.sum(tl.where(keep, s, 0.0), 1), mask=in_n)
     tl.store(STATS_F + (slots + slot) * N + offs_n, tl.sum(keep.to(tl.float32), 1), mask=in_n)

@@ -44,11 +44,10 @@ def plan_rows(n: int, blocks: list[Block], keep: bool, max_workspace_bytes: int 
     tiles_d = triton.cdiv(blocks[0].rows.shape[1], 256)
     processors = torch.cuda.get_device_properties(device).multi_processor_count
     rows = max(1, processors // tiles_d) * TILE_ROWS
-    if not keep:
-        return min(n, 4 * rows)
-    width = sum(b.rows.shape[0] * weight_type(b.rows).itemsize for b in blocks)
+    # By-products alone take up to a byte a pair, sums of a part's columns.
+    width = sum(b.rows.shape[0] * (weight_type(b.rows).itemsize if keep else 1) for b in blocks)
     fitting = (max_workspace_bytes or DEFAULT_WORKSPACE) // width // TILE_ROWS * TILE_ROWS
-    return min(n, max(TILE_ROWS, min(rows, fitting)))
+    return min(n, max(TILE_ROWS, min(rows if keep else 4 * rows, fitting)))
 
 
 def keeps_products(n: int, blocks: list[Block], max_workspace_bytes: int | None) -> bool:

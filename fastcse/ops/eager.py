@@ -19,7 +19,6 @@ from .contrastive import (
     mean_forward,
     rows_backward,
     rows_forward,
-    scale_forward,
 )
 
 
@@ -44,18 +43,24 @@ class _Mean(torch.autograd.Function):
     @staticmethod
     def forward(ctx, call: Sweep, symmetric, anchor, inv_temperature, *rows):
         total, *rest = mean_forward(*call, symmetric)
-        stats, gradients = rest[: call.stats], rest[call.stats :]
-        ctx.save_for_backward(*gradients, anchor, *rows)
-        ctx.needed = [True, inv_temperature is not None, *call.needs_grad]
+        stats, ctx.made = rest[: call.stats], rest[call.stats :]
+        # Rows go through save_for_backward, so that a change in place before backward is noticed.
+        ctx.save_for_backward(anchor, *rows)
+        ctx.call, ctx.symmetric = call._replace(anchor=None, rows=None, want_stats=False), symmetric
         ctx.mark_non_differentiable(*stats)
         return (total, *stats)
 
     @staticmethod
     def backward(ctx, upstream, *_):
-        gradients, inputs = ctx.saved_tensors[: len(ctx.needed)], ctx.saved_tensors[len(ctx.needed) :]
+        inputs, made, ctx.made = ctx.saved_tensors, ctx.made, None
+        needed = [True, ctx.call.inv_temperature is not None, *ctx.call.needs_grad]
         with torch.no_grad():
-            made = scale_forward(upstream, gradients, inputs)
-        return (None, None, *_first_derivatives(made, inputs, ctx.needed))
+            if made is None:  # a second time through a graph that was retained: the first took them
+                made = mean_forward(*ctx.call._replace(anchor=inputs[0], rows=list(inputs[1:])), ctx.symmetric)[1:]
+            # In place: copies of both gradients would be the largest memory of all.
+            for gradient in made:
+                gradient.mul_(upstream)
+        return (None, None, *_first_derivatives(made, inputs, needed))
 
 
 class _Rows(torch.autograd.Function):
