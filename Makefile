@@ -48,7 +48,7 @@ baseline: $(STAMP) ## save the ratios of this kind of machine, for `make bench` 
 # One forward and backward of 8192 rows takes seconds, and InfoNCE has nine providers or more: three rounds of it.
 loss: $(STAMP) ## losses beside every installed peer: time, memory, accuracy, as JSON, CSV and PNG (20 minutes)
 	$(TABLE) --loss infonce --n 512,2048,8192 --repeat 3 $(call files,loss_infonce_cpu)
-	$(TABLE) --loss focal --n 512,2048,8192 --repeat 5 $(call files,loss_focal_cpu)
+	$(TABLE) --loss focal --n 512,2048,8192 --repeat 9 $(call files,loss_focal_cpu)
 	$(TABLE) --loss symmetric --n 2048 $(call files,loss_symmetric_cpu)
 	$(TABLE) --loss infonce --n 2048 --repeat 1 --no-memory --data random,clustered,anisotropic --stage early,late \
 		--peers "F.linear_cross_entropy,sentence-transformers,sentence-transformers cached" \
