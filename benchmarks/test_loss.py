@@ -11,9 +11,10 @@ import pytest
 
 from fastcse.bench.data import make_rows
 from fastcse.bench.machine import machine
-from fastcse.bench.measure import LIMIT, allowed_error, bare_products, outcome_of, rounds
+from fastcse.bench.measure import allowed_error, rounds
 from fastcse.bench.peers import PEERS
 from fastcse.bench.problem import LossProblem
+from fastcse.bench.runs import LIMIT, bare_products, outcome_of
 from fastcse.bench.truth import errors, exact
 from fastcse.bench.turns import on_cpu
 

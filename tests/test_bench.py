@@ -9,12 +9,13 @@ import torch.nn.functional as F
 
 import fastcse
 from fastcse.bench import measure as frame
-from fastcse.bench import truth
+from fastcse.bench import runs, truth
 from fastcse.bench.data import KINDS, make_rows
-from fastcse.bench.measure import LIMIT, WrongGradient, bare_products, measure
+from fastcse.bench.measure import WrongGradient, measure
 from fastcse.bench.output import finite
 from fastcse.bench.peers import PEERS, Peer
 from fastcse.bench.problem import LOSSES, LossProblem, plain_loss
+from fastcse.bench.runs import LIMIT, bare_products
 from fastcse.bench.turns import Seconds, take_turns
 
 SMALL = LossProblem(24, 24, 16)
@@ -129,7 +130,7 @@ def test_everyone_takes_turns_and_whoever_was_first_is_last_in_the_next_round():
 
 @pytest.mark.parametrize("panel_rows", [1, 5, 100])
 def test_the_bare_products_are_the_products(monkeypatch, panel_rows):
-    monkeypatch.setattr(frame, "PANEL_BYTES", panel_rows * 60 * 4)
+    monkeypatch.setattr(runs, "PANEL_BYTES", panel_rows * 60 * 4)
     written = []
     addmm = torch.addmm
     monkeypatch.setattr(torch, "addmm", lambda *a, **k: written.append(addmm(*a, **k)))

@@ -147,7 +147,7 @@ def test_cost_is_measured_on_what_ran():
     assert measured.gradient_difference < 1e-3
     if measured.eager_mib is None:
         pytest.skip("this system does not tell a process its peak memory")
-    assert 16 < measured.eager_mib < 240  # the (2048, 2048) float32 matrix has 16 MiB, and eager keeps several
+    assert 16 < measured.eager_mib < 500  # the (2048, 2048) float32 matrix has 16 MiB, and eager keeps a dozen
 
 
 # The job

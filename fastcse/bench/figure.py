@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .measure import LIMIT, Result, Row
+from .measure import Result, Row
+from .runs import LIMIT
 
 METRICS = (
     ("to_products", "time / time of the bare products"),

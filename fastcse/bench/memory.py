@@ -10,7 +10,9 @@ from pathlib import Path
 
 import torch
 
+from .data import make_rows
 from .problem import LossProblem
+from .runs import LIMIT, bare_products, outcome_of
 
 MIB = 1 << 20
 # Below this many rows the process's own noise is larger than the matrix.
@@ -33,8 +35,6 @@ def _peak_on_cpu(problem: LossProblem, provider: str, choice: int | None, thread
 
 
 def _peak(problem: LossProblem, provider: str, choice: int | None) -> float | None:
-    from .data import make_rows
-    from .measure import LIMIT, bare_products, outcome_of
     from .peers import PEERS
 
     rows = make_rows(problem)

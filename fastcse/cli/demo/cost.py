@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from tqdm.auto import tqdm
 
 from ...bench.data import make_rows
-from ...bench.measure import Row, measure, outcome_of
+from ...bench.measure import Row, measure
 from ...bench.peers import PEERS
 from ...bench.problem import LossProblem
+from ...bench.runs import outcome_of
 
 # fused, eager, and the bare products that everyone is measured beside.
 PROVIDERS, TIMED = ("fastcse", "eager"), 3
