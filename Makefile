@@ -63,7 +63,7 @@ report: $(STAMP) ## README section, benchmarks/RESULTS.md and figures from the f
 # wheels, STAGE the stages to run.
 gpu: $(if $(DRY),$(STAMP)) ## the GPU lane: device tests, tables, configuration search, counters (DRY=1: interpreter)
 	$(if $(DRY),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu $(if $(DRY),--dry) $(if $(WHEELS),--wheels $(WHEELS)) \
-		$(if $(STAGE),--stage $(STAGE)) $(if $(AGAIN),--again)
+		$(if $(STAGE),--stage $(STAGE)) $(if $(AGAIN),--again) $(if $(COMMIT),--commit $(COMMIT))
 
 compiled: $(STAMP) ## compile the Triton kernels for sm_80, sm_90, sm_100 without a GPU and list their cost
 	$(BIN)/python -m benchmarks.compiled --output benchmarks/results/compiled.csv

@@ -165,3 +165,68 @@ def test_a_file_that_cannot_be_finished_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(output, "_liger_lines", lambda *a: 1 / 0)
     assert invoke("--csv", tmp_path / "a.csv").exit_code == 1
     assert not list(tmp_path.iterdir())
+
+
+def stopping_at(n, error):
+    """fastcse, but `error` at the problem of this size."""
+
+    def build(problem):
+        if problem.n == n:
+            raise error
+        return plain_loss(problem)
+
+    return Peer("fastcse", build)
+
+
+def test_an_interrupt_keeps_what_was_measured(tmp_path, monkeypatch):
+    monkeypatch.setitem(PEERS, "fastcse", stopping_at(20, KeyboardInterrupt()))
+    done = invoke("--n", "16,20,24", "--output", tmp_path / "a.json", "--csv", tmp_path / "a.csv")
+    assert done.exit_code == 130
+    assert "Stopped after 1 of 3 problems." in done.stderr
+    assert "N = 16" in done.stdout
+    assert [result["n"] for result in json.loads((tmp_path / "a.json").read_text())["results"]] == [16]
+    assert (tmp_path / "a.csv").read_text().count("fastcse") > 0
+
+
+def test_an_interrupt_before_anything_was_measured_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setitem(PEERS, "fastcse", stopping_at(16, KeyboardInterrupt()))
+    done = invoke("--n", "16,20", "--output", tmp_path / "a.json")
+    assert done.exit_code == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_stands_after_each_problem(tmp_path, monkeypatch):
+    seen = []
+
+    def build(problem):
+        seen.append((tmp_path / "a.json").exists())
+        return plain_loss(problem)
+
+    monkeypatch.setitem(PEERS, "fastcse", Peer("fastcse", build))
+    assert invoke("--n", "16,20", "--output", tmp_path / "a.json").exit_code == 0
+    assert seen == [False, True]
+
+
+def test_a_wrong_gradient_later_takes_the_files_away_again(tmp_path, monkeypatch):
+    monkeypatch.setitem(PEERS, "fastcse", stopping_at(20, RuntimeError("planted")))
+    done = invoke("--n", "16,20", "--output", tmp_path / "a.json", "--csv", tmp_path / "a.csv")
+    assert done.exit_code == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_gradient_at_once_leaves_an_earlier_file_alone(tmp_path, monkeypatch):
+    (tmp_path / "a.json").write_text("earlier")
+    monkeypatch.setitem(PEERS, "fastcse", stopping_at(16, RuntimeError("planted")))
+    assert invoke("--n", "16", "--output", tmp_path / "a.json").exit_code == 1
+    assert (tmp_path / "a.json").read_text() == "earlier"
+
+
+@pytest.mark.parametrize("loss", ["infonce", "focal", "symmetric"])
+@pytest.mark.parametrize("n", [1, 3])
+def test_one_row_and_three(loss, n):
+    done = invoke("--n", n, "--loss", loss, "--json")
+    assert done.exit_code == 0, done.output
+    rows = {row["provider"]: row for row in json.loads(done.stdout)["results"][0]["rows"]}
+    assert rows["fastcse"]["status"] == "measured"
+    assert rows["fastcse"]["loss_error"] < 1e-5
+    assert rows["fastcse"]["gradient_error"] < 1e-5

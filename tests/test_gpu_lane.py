@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu import counters, gather, search
-from benchmarks.gpu.lane import Lane, Step
+from benchmarks.gpu.lane import Lane, Step, digest
 from benchmarks.gpu.stages import STAGES, steps
+from benchmarks.report.loss import full_table
 from fastcse.kernels import configs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,7 +22,7 @@ def python(code, name="one", limit_s=60.0, makes=".", **options):
     return Step("stage", name, ("python", "-c", code), limit_s, makes, **options)
 
 
-def test_a_step_that_passed_is_not_run_again_for_the_same_commit(tmp_path):
+def test_a_step_that_passed_is_not_run_again_for_the_same_sources(tmp_path):
     step = python(f"open({str(tmp_path / 'made')!r}, 'w')", makes="made")
     assert Lane(tmp_path, "a", 60).run(step)["status"] == "passed"
     assert Lane(tmp_path, "a", 60).is_done(step)
@@ -78,8 +79,10 @@ def test_scripts_run_in_the_interpreter(tmp_path, script):
     assert done.returncode == 0, done.stderr[-2000:]
     made = json.loads(out.read_text())
     if script == "million":
-        assert made["backend"] == "triton"
-        assert made["sampled_gradient_error"] < 1e-2
+        (result,) = made["results"]
+        assert result["backend"] == "triton"
+        assert 0 < result["rows"][0]["gradient_error"] < 1e-2
+        assert "| fastcse | 96 | 96 | 48 |" in full_table(made)  # as the results page will show it
     if script == "search":
         entry = made["winners"]["dry"]["bfloat16"]["768"]["gradients"]
         assert configs.TileConfig(**entry) in search.candidates("bfloat16", True)
@@ -93,13 +96,47 @@ def test_winners_join_the_launchers_table_and_leave_others_alone(tmp_path, monke
     output = tmp_path / "sm_90"
     output.mkdir()
     (output / "tuned.json").write_text(json.dumps({"winners": {"sm_90": {"bfloat16": {"768": {"sums": new}}}}}))
-    gather.gather(output, {"gpu": "planted"}, dry=True)
+    made = [output / "tuned.json"]
+    gather.gather(output, made, {"gpu": "planted"}, dry=True)
     assert json.loads(table.read_text())["sm_90"]["bfloat16"]["768"]["sums"] == old
-    gather.gather(output, {"gpu": "planted"}, dry=False)
+    gather.gather(output, made, {"gpu": "planted"}, dry=False)
     merged = json.loads(table.read_text())["sm_90"]["bfloat16"]
     assert merged["768"] == {"sums": new, "busy": old}
     assert merged["384"] == {"sums": old}
     assert not table.with_suffix(".part").exists()
+
+
+def test_only_what_these_sources_made_is_gathered(tmp_path):
+    document = {"command": "c", "machine": {"gpu": "other"}, "results": [1]}
+    (tmp_path / "loss-old.json").write_text(json.dumps(document))
+    code = f"import json; json.dump({document | {'results': [2]}!r}, open({str(tmp_path / 'loss-new.json')!r}, 'w'))"
+    lane = Lane(tmp_path, "a", 60)
+    lane.run(python(code, makes="loss-new.json"))
+    assert lane.files() == [tmp_path / "loss-new.json"]
+    assert Lane(tmp_path, "b", 60).files() == []
+    gather.gather(tmp_path, lane.files(), {"gpu": "here"}, dry=True)
+    whole = json.loads((tmp_path / "loss.json").read_text())
+    assert (whole["results"], whole["machine"]) == ([2], {"gpu": "here"})
+
+
+def test_a_table_that_was_cut_off_gives_what_it_had(tmp_path):
+    document = {"command": "c", "machine": {}, "results": [1]}
+    out = str(tmp_path / "loss-slow.json")
+    code = f"import json, time; json.dump({document!r}, open({out!r}, 'w')); time.sleep(60)"
+    lane = Lane(tmp_path, "a", 60)
+    assert lane.run(python(code, limit_s=5.5, makes="loss-slow.json"))["status"] == "cut off"
+    assert lane.files() == [tmp_path / "loss-slow.json"]
+    assert not lane.is_done(python(code, makes="loss-slow.json"))
+
+
+def test_sources_are_told_apart_by_what_they_hold(tmp_path):
+    (tmp_path / "fastcse").mkdir()
+    (tmp_path / "fastcse" / "a.py").write_text("1")
+    one = digest(tmp_path)
+    (tmp_path / "fastcse" / "tuned.json").write_text("{}")  # what the lane itself writes
+    assert digest(tmp_path) == one
+    (tmp_path / "fastcse" / "a.py").write_text("2")
+    assert digest(tmp_path) != one
 
 
 def test_the_profilers_page_is_read():

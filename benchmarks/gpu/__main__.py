@@ -3,7 +3,7 @@
     python -m benchmarks.gpu [--stage tests loss] [--again] [--dry] [--wheels DIR] [--minutes 9]
 
 Needs torch, triton and pytest, and no network. Files go to benchmarks/results/gpu/<architecture>, to be committed; a
-stage that passed for this commit is not run again. --dry runs all of it in a size for the interpreter, without a GPU.
+step that passed for these sources is not run again. --dry runs all of it in a size for the interpreter, without a GPU.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rich.table import Table
 from fastcse.bench.machine import commit, machine
 
 from .gather import gather
-from .lane import ROOT, Lane
+from .lane import ROOT, Lane, Step, digest
 from .stages import STAGES, steps
 
 
@@ -35,31 +35,40 @@ def main() -> int:
     if arguments.wheels:
         _install(arguments.wheels)
     device = "cpu" if arguments.dry else "cuda"
-    facts = machine(device)
+    facts = machine(device) | {"commit": arguments.commit}
     name = "dry" if arguments.dry else facts["capability"]
     usual = ROOT / "build" / "gpu-dry" if arguments.dry else ROOT / "benchmarks" / "results" / "gpu" / name
     output = (arguments.output or usual).resolve()
-    lane = Lane(output, commit(), 60 * arguments.minutes)
+    lane = Lane(output, digest(), 60 * arguments.minutes)
     console = Console(width=None if sys.stdout.isatty() else 140)
-    outcomes = {}
-    for step in steps(output, device, arguments.dry):
-        if step.stage not in arguments.stage:
-            continue
-        if lane.is_done(step) and not arguments.again:
-            outcomes[step] = {"status": "done before", "seconds": 0.0, "why": "--again runs it once more"}
-            continue
-        with console.status(f"{step.stage}: {step.name} (at most {step.limit_s:.0f} s)"):
-            outcomes[step] = lane.run(step)
-        console.print(f"{step.stage} {step.name}: {outcomes[step]['status']}, {outcomes[step]['seconds']} s")
-    gather(output, facts, arguments.dry)
+    chosen = [step for step in steps(output, device, arguments.dry) if step.stage in arguments.stage]
+    outcomes: dict[Step, dict] = {}
+    try:
+        for step in chosen:
+            outcomes[step] = _run(lane, step, arguments.again, console)
+    except KeyboardInterrupt:
+        print(f"Stopped before {len(chosen) - len(outcomes)} of {len(chosen)} steps.", file=sys.stderr)
+    gather(output, lane.files(), facts, arguments.dry)
     console.print(_table(outcomes, str(output)))
+    if len(outcomes) < len(chosen):
+        return 130
     return 1 if any(o["status"] in ("failed", "cut off") for o in outcomes.values()) else 0
+
+
+def _run(lane: Lane, step: Step, again: bool, console: Console) -> dict:
+    if lane.is_done(step) and not again:
+        return {"status": "done before", "seconds": 0.0, "why": "--again runs it once more"}
+    with console.status(f"{step.stage}: {step.name} (at most {step.limit_s:.0f} s)"):
+        outcome = lane.run(step)
+    console.print(f"{step.stage} {step.name}: {outcome['status']}, {outcome['seconds']} s")
+    return outcome
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
     parser.add_argument("--stage", nargs="+", choices=STAGES, default=list(STAGES), help="only these stages")
-    parser.add_argument("--again", action="store_true", help="also what passed before for this commit")
+    parser.add_argument("--again", action="store_true", help="also what passed before for these sources")
+    parser.add_argument("--commit", default=commit(), help="label of the results where the sources lack their history")
     parser.add_argument("--dry", action="store_true", help="in the interpreter, without a GPU, in small sizes")
     parser.add_argument("--wheels", type=Path, help="a folder of wheels (peers) to install for this run")
     parser.add_argument("--output", type=Path, help="where files go")

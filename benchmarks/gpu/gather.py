@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 from fastcse.kernels.configs import TUNED
 
 
-def gather(output: Path, facts: dict[str, Any], dry: bool) -> None:
-    """loss.json from the tables, machine.json, and the search's winners into the launcher's table."""
-    parts = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(output.glob("loss-*.json"))]
+def gather(output: Path, made: list[Path], facts: dict[str, Any], dry: bool) -> None:
+    """loss.json from the tables that were `made`, machine.json, and the search's winners into the launcher's table."""
+    documents = {path.name: found for path in made if path.suffix == ".json" and (found := _read(path)) is not None}
+    parts = [document for name, document in documents.items() if name.startswith("loss-")]
     if parts:
-        whole = {"command": "make gpu", "machine": parts[-1]["machine"],
-                 "results": [result for part in parts for result in part["results"]]}  # fmt: skip
-        _write(output / "loss.json", whole)
+        results = [result for part in parts for result in part["results"]]
+        _write(output / "loss.json", {"command": "make gpu", "machine": facts, "results": results})
     _write(output / "machine.json", facts)
-    found = output / "tuned.json"
-    if found.exists() and not dry:
-        _merge_tuned(json.loads(found.read_text(encoding="utf-8"))["winners"])
+    if "tuned.json" in documents and not dry:
+        merge_tuned(documents["tuned.json"]["winners"])
 
 
-def _merge_tuned(winners: dict) -> None:
+def merge_tuned(winners: dict) -> None:
     """Winners replace entries of their own architecture, type, width and kind; others stay."""
     table = json.loads(TUNED.read_text(encoding="utf-8")) if TUNED.exists() else {}
     for arch, by_type in winners.items():
@@ -33,6 +33,14 @@ def _merge_tuned(winners: dict) -> None:
     part = TUNED.with_suffix(".part")
     _write(part, table)
     shutil.move(part, TUNED)
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        print(f"{path} is not whole: its step was cut off while it wrote", file=sys.stderr)
+        return None
 
 
 def _write(path: Path, value: Any) -> None:

@@ -1,11 +1,14 @@
 """Stages as processes: each has a time limit, leaves its files behind even when it is cut off, and is not run again
-once it is done for this commit.
+once it is done for the same sources.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -32,11 +35,21 @@ class Step:
     tools: tuple[str, ...] = ()
 
 
+def digest(root: Path = ROOT) -> str:
+    """What the lane's outcome depends on: a machine may hold the sources without their history."""
+    found = hashlib.sha256()
+    for folder in ("fastcse", "csrc", "tests", "benchmarks"):
+        for path in sorted((root / folder).rglob("*")):
+            if path.suffix in (".py", ".cpp", ".hpp"):
+                found.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return found.hexdigest()[:16]
+
+
 class Lane:
     """Runs steps into one output folder and remembers how each ended."""
 
-    def __init__(self, output: Path, commit: str, budget_s: float):
-        self.output, self.commit = output, commit
+    def __init__(self, output: Path, sources: str, budget_s: float):
+        self.output, self.sources = output, sources
         self.deadline = time.monotonic() + budget_s
         self.state_file = output / "state.json"
         self.state: dict[str, Any] = self._read_state()
@@ -46,8 +59,8 @@ class Lane:
         if not self.state_file.exists():
             return {}
         state = json.loads(self.state_file.read_text(encoding="utf-8"))
-        # What another commit did says nothing about this one.
-        return {key: value for key, value in state.items() if value.get("commit") == self.commit}
+        # What other sources did says nothing about these.
+        return {key: value for key, value in state.items() if value.get("sources") == self.sources}
 
     def is_done(self, step: Step) -> bool:
         return self.state.get(self._key(step), {}).get("status") == "passed" and (self.output / step.makes).exists()
@@ -63,10 +76,15 @@ class Lane:
             outcome = {"status": "skipped", "why": "the lane's time is over"}
         else:
             outcome = self._run(step, left)
-        outcome |= {"seconds": round(time.monotonic() - start, 1), "commit": self.commit}
+        outcome |= {"makes": step.makes, "seconds": round(time.monotonic() - start, 1), "sources": self.sources}
         self.state[self._key(step)] = outcome
         self.state_file.write_text(json.dumps(self.state, indent=1) + "\n", encoding="utf-8")
         return outcome
+
+    def files(self) -> list[Path]:
+        """What the steps of these sources made; a step that was cut off may have made a part of its file."""
+        found = [self.output / value["makes"] for value in self.state.values() if value["status"] != "skipped"]
+        return sorted(path for path in found if path.is_file())
 
     def _run(self, step: Step, limit_s: float) -> dict[str, Any]:
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", **dict(step.environment)}
@@ -97,15 +115,11 @@ class Lane:
 
 def _end(process: subprocess.Popen) -> None:
     """Ends the step with everything that it started: a worker left behind would hold the device."""
-    import signal
-
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def _on_path(tool: str) -> bool:
-    import shutil
-
     return shutil.which(tool) is not None
 
 

@@ -6,7 +6,7 @@ python -m benchmarks.gpu.million --output FILE [--dry]
 from __future__ import annotations
 
 import argparse
-import json
+import statistics
 from pathlib import Path
 
 import torch
@@ -14,13 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fastcse
+from fastcse.bench.machine import machine
+from fastcse.bench.measure import Result, Row
+from fastcse.bench.memory import MIB
+from fastcse.bench.output import Files
 from fastcse.bench.problem import LossProblem, plain_logits
 from fastcse.bench.turns import clock
 
 from .work import call, rows_of
 
-GIB = 1 << 30
 SAMPLED = 32
+STEPS = 3
 
 
 def sampled_error(problem: LossProblem, anchor: Tensor, candidate: Tensor) -> float:
@@ -33,7 +37,7 @@ def sampled_error(problem: LossProblem, anchor: Tensor, candidate: Tensor) -> fl
     return ((anchor.grad[index].double() - raw.grad).norm() / raw.grad.norm()).item()
 
 
-def measure(n: int, d: int, device: str) -> dict:
+def measure(n: int, d: int, device: str) -> Result:
     """The focal loss, forward and backward."""
     dtype = "bfloat16"
     call("gradients", *rows_of(min(n, 8192), d, dtype, device))()  # compiles
@@ -44,14 +48,15 @@ def measure(n: int, d: int, device: str) -> dict:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-    seconds = [clock(device)(run) for _ in range(2)]
+    seconds = [clock(device)(run) for _ in range(STEPS)]
     peak = torch.cuda.max_memory_allocated() - before if on_device else None
-    return {
-        "n": n, "d": d, "dtype": dtype, "backend": fastcse.last_backend(), "seconds": min(seconds),
-        "tflops": problem.flops / min(seconds) / 1e12,
-        "peak_gib_beyond_inputs": None if peak is None else peak / GIB,
-        "sampled_gradient_error": sampled_error(problem, anchor, candidate),
-    }  # fmt: skip
+    taken, gradients = statistics.median(seconds), anchor.nbytes + candidate.nbytes
+    row = Row(
+        "fastcse", ms=1e3 * taken, ms_20=1e3 * min(seconds), ms_80=1e3 * max(seconds),
+        tflops=problem.flops / taken / 1e12, extra_mib=None if peak is None else (peak - gradients) / MIB,
+        gradient_error=sampled_error(problem, anchor, candidate), note=f"error of {SAMPLED} sampled anchors' gradients",
+    )  # fmt: skip
+    return Result(problem, len(seconds), fastcse.last_backend(), [row])
 
 
 def main() -> int:
@@ -60,8 +65,10 @@ def main() -> int:
     parser.add_argument("--dry", action="store_true")
     arguments = parser.parse_args()
     result = measure(96, 48, "cpu") if arguments.dry else measure(1 << 20, 768, "cuda")
-    arguments.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(result))
+    facts = machine(result.problem.device)
+    Files(arguments.output, None, facts, "python -m benchmarks.gpu.million").write([result])
+    row = result.row("fastcse")
+    print(f"{result.problem.title}: {row.ms / 1e3:.3g} s, gradient error {row.gradient_error:.1e}")
     return 0
 
 

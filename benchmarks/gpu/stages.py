@@ -88,7 +88,7 @@ def _scripts(output: Path, dry: bool) -> list[Step]:
         return Step(name, "run", command, limit_s, makes, _interpreter(dry), tools)
 
     return [
-        script("million", 60, "million.json"),
+        script("million", 60, "loss-million.json"),
         script("search", 150, "tuned.json"),
         script("counters", 60, "counters.json", tools=() if dry else ("ncu",)),
     ]

@@ -13,8 +13,8 @@ import torch
 
 from ..ops.dispatch import backends
 
-PACKAGES = ("torch", "triton", "sentence-transformers", "open_clip_torch", "pytorch-metric-learning", "liger-kernel",
-            "cut-cross-entropy", "inf-cl", "quack-kernels")  # fmt: skip
+PACKAGES = ("torch", "triton", "sentence-transformers", "open_clip_torch", "pytorch-metric-learning", "gradcache",
+            "liger-kernel", "cut-cross-entropy", "inf-cl", "quack-kernels")  # fmt: skip
 
 
 def machine(device: str) -> dict[str, Any]:

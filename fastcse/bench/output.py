@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from rich import box
 from rich.console import Group
@@ -66,7 +66,7 @@ def _cells(row: Row) -> list[str]:
     spread = 50 * (row.ms_80 - row.ms_20) / row.ms
     return [
         row.provider, f"{row.ms:.4g}" if row.ms >= 1 else f"{row.ms:.3f}", f"{spread:.0f}%", f"{row.to_products:.2f}",
-        f"{row.tflops:.3f}" if row.tflops < 10 else f"{row.tflops:.0f}",
+        "<0.001" if row.tflops < 5e-4 else f"{row.tflops:.3f}" if row.tflops < 10 else f"{row.tflops:.0f}",
         "-" if row.extra_mib is None else f"{row.extra_mib:.0f}", _small(row.loss_error), _small(row.gradient_error),
     ]  # fmt: skip
 
@@ -75,9 +75,29 @@ def _small(value: float | None) -> str:
     return "-" if value is None else f"{value:.1e}"
 
 
-def document(results: list[Result], machine: dict[str, Any], command: str) -> dict[str, Any]:
-    """Everything about one run, for JSON."""
-    return {"command": command, "machine": machine, "results": [result.labels() for result in results]}
+class Files(NamedTuple):
+    """Where one run's numbers go, and where they come from."""
+
+    json_file: Path | None
+    csv_file: Path | None
+    machine: dict[str, Any]
+    command: str
+
+    def document(self, results: list[Result]) -> dict[str, Any]:
+        """Everything about the run, for JSON."""
+        return {"command": self.command, "machine": self.machine, "results": [result.labels() for result in results]}
+
+    def write(self, results: list[Result]) -> None:
+        """Each file whole or not at all."""
+        if self.json_file:
+            write_json(self.json_file, self.document(results))
+        if self.csv_file:
+            write_csv(self.csv_file, results, self.machine)
+
+    def remove(self) -> None:
+        """Take away what was written."""
+        for path in filter(None, (self.json_file, self.csv_file)):
+            path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, report: dict[str, Any]) -> None:

@@ -22,7 +22,10 @@ class Outcome(NamedTuple):
 
 
 class Errors(NamedTuple):
-    """Relative errors: |loss - truth| / truth, and the larger of both gradients' |g - truth| / |truth| by norm."""
+    """Relative errors: |loss - truth| / truth, and the larger of both gradients' |g - truth| / |truth| by norm.
+
+    Absolute where the truth is 0, as for one anchor without negatives.
+    """
 
     loss: float
     gradient: float | None
@@ -57,10 +60,14 @@ def _one_way(problem: LossProblem, a: Tensor, c: Tensor) -> Tensor:
 
 def errors(outcome: Outcome, truth: Outcome) -> Errors:
     """How far an outcome is from the truth; NaN where it is not a number."""
-    loss = ((outcome.loss.double() - truth.loss).abs() / truth.loss.abs()).item()
+    loss = _relative(outcome.loss, truth.loss).item()
     if outcome.anchor_grad is None:
         return Errors(loss, None)
     pairs = ((outcome.anchor_grad, truth.anchor_grad), (outcome.candidate_grad, truth.candidate_grad))
     # torch's maximum keeps a NaN, Python's max may drop it.
-    gradient = torch.stack([(g.double() - t).norm() / t.norm() for g, t in pairs]).amax()
-    return Errors(loss, gradient.item())
+    return Errors(loss, torch.stack([_relative(g, t) for g, t in pairs]).amax().item())
+
+
+def _relative(x: Tensor, truth: Tensor) -> Tensor:
+    size = truth.norm()
+    return (x.double() - truth).norm() / torch.where(size == 0, 1.0, size)

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..evaluation.files import InputError
-from .console import Backend, Json, fail, one_sentence_errors, real_option, show, whole_option
+from .console import INTERRUPTED, Backend, Json, fail, one_sentence_errors, real_option, show, whole_option
 
 if TYPE_CHECKING:
     from ..bench.measure import Result
+    from ..bench.output import Files
     from ..bench.problem import LossProblem
 
 bench = typer.Typer(name="bench", help="Measure an operation beside every peer that is installed.",
@@ -63,18 +64,19 @@ def loss(
         _check_target(option, file)
     if plot:
         import matplotlib  # noqa: F401
-    results = _measure_all(problems, _names(peers), repeat, memory)
-    facts = machine(problems[0].device)
-    report = output.document(results, facts, " ".join(["fastcse", *sys.argv[1:]]))
-    if json_file:
-        output.write_json(Path(json_file), report)
-    if csv:
-        output.write_csv(Path(csv), results, facts)
+    files = output.Files(
+        json_file and Path(json_file), csv and Path(csv), machine(problems[0].device),
+        " ".join(["fastcse", *sys.argv[1:]]),
+    )  # fmt: skip
+    results = _measure_all(problems, _names(peers), repeat, memory, files)
     if plot:
         from ..bench.figure import draw
 
         draw(results, Path(plot))
-    show(output.finite(report), as_json, *map(output.result_table, results), output.legend(results))
+    report = output.finite(files.document(results))
+    show(report, as_json, *map(output.result_table, results), output.legend(results))
+    if len(results) < len(problems):
+        raise typer.Exit(INTERRUPTED)
 
 
 def _check_target(option: str, file: str | None) -> None:
@@ -146,7 +148,12 @@ def _names(text: str) -> list[str]:
     return list(dict.fromkeys(["fastcse", "eager", *chosen]))
 
 
-def _measure_all(problems: list[LossProblem], names: list[str], repeat: int, memory: bool) -> list[Result]:
+def _measure_all(
+    problems: list[LossProblem], names: list[str], repeat: int, memory: bool, files: Files
+) -> list[Result]:
+    """All results, or those before an interrupt. Files are written after each, so that nothing measured is lost; a
+    wrong gradient takes them away again, since then no number can be trusted.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -166,7 +173,15 @@ def _measure_all(problems: list[LossProblem], names: list[str], repeat: int, mem
             try:
                 results.append(measure(problem, names, repeat=turns, memory=memory, step=step))
             except WrongGradient as wrong:
+                if results:
+                    files.remove()
                 fail(str(wrong))
                 raise typer.Exit(1) from None
+            except KeyboardInterrupt:
+                if not results:
+                    raise
+                print(f"Stopped after {len(results)} of {len(problems)} problems.", file=sys.stderr)
+                return results
+            files.write(results)
             progress.update(task, completed=(len(names) + 1) * (turns + 2), what="done")
     return results

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -25,15 +23,16 @@ def gather() -> dict[str, Any]:
     """The facts that `fastcse info --json` prints."""
     import torch
 
+    from ..bench.machine import cpu_name, version
     from ..ops.dispatch import backends
 
     return {
         "fastcse": fastcse_version(),
         "python": platform.python_version(),
         "system": platform.platform(),
-        "packages": {name: package_version(name) for name in PACKAGES},
+        "packages": {name: version(name) for name in PACKAGES},
         "cpu": {
-            "model": _cpu_model(),
+            "model": cpu_name(),
             "capability": torch.backends.cpu.get_cpu_capability(),
             "threads": torch.get_num_threads(),
         },
@@ -48,21 +47,6 @@ def fastcse_version() -> str:
     from .. import __version__
 
     return __version__
-
-
-def package_version(name: str) -> str | None:
-    """The installed version of a distribution, without importing it; None if it is not installed."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _cpu_model() -> str:
-    listing = Path("/proc/cpuinfo")
-    lines = listing.read_text(encoding="utf-8").splitlines() if listing.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _gpus() -> list[dict[str, Any]]:

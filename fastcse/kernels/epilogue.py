@@ -1,7 +1,7 @@
 """What happens to a tile of dot products: logits, exponentials, their sums, and the weights of the gradient.
 
-A tile is worked off in parts, columns beside columns: its accumulator fills half of the registers, and a part's logits,
-exponentials and weights must live in the other half. Whole tiles spilled up to 1136 bytes a thread, quarters none.
+A tile is worked off in parts, columns beside columns: its accumulator fills half of the registers, and a part's
+logits, exponentials and weights must live in the other half. Whole tiles spilled up to 1136 bytes, eighths none.
 """
 
 from __future__ import annotations

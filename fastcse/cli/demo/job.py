@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 
+from ...bench.machine import version
 from ...evaluation.files import InputError
 from ...evaluation.retrieval import evaluate_retrieval
 from ...integrations.sentence_transformers import FusedContrastiveLoss
@@ -21,7 +22,7 @@ from ...training.encoders import load_encoder
 from ...training.objectives import OBJECTIVES
 from ...training.options import check_at_least, check_backend, check_batch_size
 from ...training.trainer import ContrastiveTrainer, make_trainer
-from ..info import fastcse_version, package_version
+from ..info import fastcse_version
 from .cost import loss_cost
 from .docstrings import PACKAGES, collect_pairs
 from .figure import draw
@@ -155,5 +156,5 @@ def _machine() -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "fastcse": fastcse_version(),
-        "packages": {name: package_version(name) for name in VERSIONED},
+        "packages": {name: version(name) for name in VERSIONED},
     }
