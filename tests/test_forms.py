@@ -74,6 +74,18 @@ def test_every_form_computes_the_same(form, symmetric, launched, device):
 
 
 @every_form
+def test_a_learned_temperature_has_the_same_gradient_in_parts(form, device):
+    rows = anchors_and_candidates(70, 70, 40, device)
+    gradients = []
+    for backend in ("triton", "reference"):
+        t = torch.tensor(0.1, device=device, requires_grad=True)
+        with configs.pinned(form):
+            fastcse.focal_infonce_loss(*rows, temperature=t, backend=backend).backward()
+        gradients.append(t.grad)
+    torch.testing.assert_close(*gradients, rtol=2e-5, atol=0)
+
+
+@every_form
 def test_by_products_are_the_same_in_parts(form, device):
     rows = anchors_and_candidates(45, 70, 40, device)
     with configs.pinned(form):

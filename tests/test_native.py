@@ -111,3 +111,23 @@ def test_unknown_transform_and_instruction_set_are_named():
     with pytest.raises(ValueError, match="cubic"):
         _C.sweep("cubic", {"stride": 1, "rows": 0, "cols": 0, "first_col": 0, "own_log_weight": 0.0,
                            "inv_temperature": 1.0, "margin": 0.0, "store": False}, 1)  # fmt: skip
+
+
+@pytest.mark.parametrize(("workspace", "similarities"), [(None, 1), (4096, 2)], ids=["kept", "made again"])
+def test_a_symmetric_loss_keeps_the_dot_products_that_fit(monkeypatch, workspace, similarities):
+    g = torch.Generator().manual_seed(1)
+    rows = [torch.randn(150, 20, generator=g).requires_grad_() for _ in range(2)]
+    pairs, mm = [], torch.mm
+
+    def counted(a, b, *, out):
+        pairs.append(out.numel())
+        return mm(a, b, out=out)
+
+    monkeypatch.setattr(torch, "mm", counted)
+    loss = fastcse.infonce_loss(*rows, symmetric=True, max_workspace_bytes=workspace, backend="cpp")
+    loss.backward()
+    assert sum(pairs) == similarities * 150 * 150
+    exact = [x.detach().double().requires_grad_() for x in rows]
+    fastcse.infonce_loss(*exact, symmetric=True, backend="reference").backward()
+    for x, y in zip(rows, exact):
+        torch.testing.assert_close(x.grad.double(), y.grad, rtol=1e-4, atol=1e-7)
