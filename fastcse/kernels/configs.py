@@ -80,7 +80,9 @@ def default_config(capability: tuple[int, int], dtype: torch.dtype, kind: str) -
     """What holds where nothing was tuned."""
     single = dtype == torch.float32
     if capability >= (9, 0) and kind != "busy":
-        return SINGLE_DESCRIBED if single else HALF_DESCRIBED
+        config = SINGLE_DESCRIBED if single else HALF_DESCRIBED
+        # Flattened for sm_100, Triton 3.7 holds the loop to 168 registers, and it spills 8 to 16 bytes.
+        return config._replace(flatten=capability < (10, 0))
     config = SINGLE if single else HALF
     # On sm_80 a form with by-products spilled 8 bytes at 128 columns.
     return narrow(config) if capability < (9, 0) and kind == "busy" else config
