@@ -7,6 +7,7 @@ from .losses.spread import alignment, uniformity
 from .modules import FocalInfoNCELoss, InfoNCELoss
 from .ops.all_pairs import similarity
 from .ops.dispatch import BackendStatus, backends, last_backend
+from .ops.nearest import TopK, topk
 
 __version__ = "0.1.0"
 
@@ -17,11 +18,13 @@ __all__ = [
     "FocalInfoNCELoss",
     "InfoNCELoss",
     "LossAndStats",
+    "TopK",
     "alignment",
     "backends",
     "focal_infonce_loss",
     "infonce_loss",
     "last_backend",
     "similarity",
+    "topk",
     "uniformity",
 ]

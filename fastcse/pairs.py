@@ -94,3 +94,25 @@ class Columns:
     shift: Tensor
     weight: Tensor | None = None
     sum: Tensor | None = None
+
+
+# In the order of the C++ module's enum.
+METRICS = ("cosine", "ip", "l2")
+
+
+@dataclass
+class TopKQuery:
+    """One search for the k best rows of a corpus.
+
+    `query` (N, D), `corpus` (M, D); ids are both there or both None. `least`, `most` (N,) float64 bound the scores that
+    take part. A score is larger the better: a squared distance counts negative.
+    """
+
+    query: Tensor
+    corpus: Tensor
+    k: int
+    metric: str
+    query_id: Tensor | None
+    corpus_id: Tensor | None
+    least: Tensor
+    most: Tensor

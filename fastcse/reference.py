@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .pairs import SHORTEST_NORM
+from .pairs import SHORTEST_NORM, TopKQuery
 from .transforms import LogitTransform
 
 
@@ -114,3 +114,23 @@ def _stats(s: list[Tensor], keep: list[Tensor], s_positive: Tensor, lse: Tensor)
         "hardest": hardest,
         "hardest_col": hardest_col,
     }
+
+
+@torch.no_grad()
+def topk(q: TopKQuery) -> tuple[Tensor, Tensor, Tensor]:
+    """(N, k) scores, best first, (N, k) columns, (N,) how many there are: the whole matrix, sorted."""
+    a, c = q.query.double(), q.corpus.double()  # (N, D), (M, D)
+    # Query by query: a product's sums run in another order at the matrix's edges, and equal rows must score equal.
+    score = torch.stack([-(x - c).square().sum(1) if q.metric == "l2" else (x * c).sum(1) for x in a])  # (N, M)
+    if q.metric == "cosine":
+        norm = torch.linalg.vector_norm(a, dim=1)[:, None] * torch.linalg.vector_norm(c, dim=1)
+        zero = (a.norm(dim=1) < SHORTEST_NORM)[:, None] | (c.norm(dim=1) < SHORTEST_NORM)
+        score = torch.where(zero, 0.0, score / norm)
+    if not q.query.dtype == q.corpus.dtype == torch.float64:
+        score = score.float().double()  # what the caller sees as equal is a tie
+    allowed = torch.isfinite(c).all(1) & torch.isfinite(a).all(1)[:, None]
+    allowed = allowed & (score >= q.least[:, None]) & (score <= q.most[:, None])
+    if q.query_id is not None:
+        allowed = allowed & (q.query_id[:, None] != q.corpus_id)
+    score, column = score.masked_fill(~allowed, -torch.inf).sort(dim=1, descending=True, stable=True)
+    return score[:, : q.k], column[:, : q.k], allowed.sum(1).clamp_max(q.k)

@@ -68,4 +68,48 @@ struct PullRows {
     float *factor, *pull, *d_inv_temperature;
 };
 
+enum Metric : int { cosine, inner_product, squared_distance };
+enum class Element : int { float32, float16, bfloat16 };
+struct float16 {
+    uint16_t bits;
+};
+struct bfloat16 {
+    uint16_t bits;
+};
+
+/// A column that may be among the k best, with its product.
+struct Held {
+    double product;
+    int64_t column;
+};
+
+/// A tile of products of `rows` queries with `cols` rows of a corpus, and what each query holds on to so far. Row
+/// arrays are indexed from the chunk's first query, column arrays and the corpus from its row 0. Scores are better the
+/// larger they are: a squared distance counts negative.
+struct Selection {
+    const void* dot;  ///< (rows, cols) float, or bfloat16 if `half`; `stride` entries apart
+    bool half;
+    int64_t stride, rows, cols;
+    int64_t first_col;           ///< number in the corpus of the tile's column 0
+    const float* row_scale;      ///< dot row_scale col_scale + col_bias is the score, or half of score + |a|^2 for
+    const float* col_scale;      ///< distances
+    const float* col_bias;       ///< NaN or -inf leaves a column out
+    const float* slack;          ///< (rows) by how much that may miss the exact score before it is rounded
+    float rounding;              ///< relative error of that last rounding
+    const double* row_square;    ///< |a|^2
+    const double* col_length;    ///< |c|
+    const double *least, *most;  ///< bounds of the exact score
+    const float* query;
+    const void* corpus;
+    Element corpus_type;
+    int64_t query_stride, corpus_stride, d;
+    Metric metric;
+    const int64_t *row_id, *col_id;  ///< a pair with equal ids is left out; null: none is
+    int64_t k, room;                 ///< `room` >= k
+    Held* held;                      ///< (rows, room)
+    int64_t* count;                  ///< (rows) how many are held
+    float* threshold;                ///< (rows) smaller products are out
+    int64_t* looked;                 ///< (rows) += columns scored because products could not tell them apart
+};
+
 }  // namespace fastcse

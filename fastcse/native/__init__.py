@@ -13,6 +13,7 @@ from .chunk import (
     times_candidates,
 )
 from .rows import add_at, close_rows, finish_rows, inverse_norms, open_rows, pull_rows, scale_rows, scatter_rows
+from .nearest import topk
 
 __all__ = [
     "Workspace",
@@ -33,4 +34,5 @@ __all__ = [
     "scatter_rows",
     "sweep",
     "times_candidates",
+    "topk",
 ]

@@ -83,12 +83,12 @@ def record(name: str) -> None:
     _last = name
 
 
-def choose_backend(anchor: Tensor, backend: str | None) -> str:
+def choose_backend(anchor: Tensor, backend: str | None, name: str = "anchor") -> str:
     """The backend an op will use for these tensors. A forced one that cannot run is an error; a fallback is announced
-    once.
+    once. `name` is what the caller calls `anchor`.
     """
     if backend is not None:
-        return _forced(backend, anchor)
+        return _forced(backend, anchor, name)
     if anchor.dtype == torch.float64:
         return "reference"
     if anchor.is_cuda:
@@ -98,7 +98,7 @@ def choose_backend(anchor: Tensor, backend: str | None) -> str:
     return "cpp" if native_module.available else _fall_back("cpp")
 
 
-def _forced(backend: str, anchor: Tensor) -> str:
+def _forced(backend: str, anchor: Tensor, name: str) -> str:
     if backend not in NAMES:
         raise ValueError(f"backend must be one of {NAMES} or None, got {backend!r}")
     if backend == "reference":
@@ -108,12 +108,12 @@ def _forced(backend: str, anchor: Tensor) -> str:
         raise RuntimeError(f"backend {backend!r} cannot run here: {status.reason}")
     if anchor.dtype == torch.float64:
         raise ValueError(
-            f"backend {backend!r} takes float32, float16 or bfloat16, got anchor of {anchor.dtype}; "
+            f"backend {backend!r} takes float32, float16 or bfloat16, got {name} of {anchor.dtype}; "
             "float64 runs on 'reference'"
         )
     needed = "cpu" if backend == "cpp" or interpreting() else "cuda"
     if anchor.device.type != needed:
-        raise ValueError(f"backend {backend!r} takes tensors on {needed!r}, got anchor on {anchor.device.type!r}")
+        raise ValueError(f"backend {backend!r} takes tensors on {needed!r}, got {name} on {anchor.device.type!r}")
     return backend
 
 

@@ -1,0 +1,219 @@
+// Exact top-k from tiles of dot products: a vectorised look at every product, and an exact score for the few that are
+// left.
+//
+// A product p, in float32 or bfloat16, misses the true score by at most slack + rounding |p|. So a column is out for
+// good once k others are better by both their errors; the rest is held, and held columns are scored in double, in a
+// fixed order. Neither the type of the products nor the order of their sums decides who is found.
+#pragma once
+#include <algorithm>
+#include <cfloat>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#include "parallel.hpp"
+#include "tile.hpp"
+#include "vec.hpp"
+
+namespace FASTCSE_ISA {
+
+using fastcse::Held;
+using fastcse::Selection;
+
+inline double as_double(float x) { return x; }
+inline double as_double(fastcse::bfloat16 x) {
+    const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
+    float out;
+    std::memcpy(&out, &bits, sizeof out);
+    return out;
+}
+inline double as_double(fastcse::float16 x) {
+    const uint32_t sign = (x.bits & 0x8000u) << 16, rest = x.bits & 0x7fffu;
+    // Exponent and fraction moved to a float's places are 2^112 too small, also where they are subnormal.
+    const uint32_t bits = rest << 13, special = 0x7f800000u | bits;
+    float out;
+    std::memcpy(&out, &bits, sizeof out);
+    out *= 5.192296858534828e33f;
+    if (rest >= 0x7c00u) std::memcpy(&out, &special, sizeof out);
+    return sign ? -out : out;
+}
+
+/// <a, c>, or |a - c|^2 if `distance`, in double and in a fixed order: equal rows have equal scores.
+template <class Element>
+double exact_sum(const float* a, const Element* c, int64_t d, bool distance) {
+    constexpr int lanes = 16;
+    double part[lanes] = {}, total = 0;
+    int64_t k = 0;
+    if (distance) {
+        for (; k + lanes <= d; k += lanes)
+            for (int u = 0; u < lanes; ++u)
+                part[u] += (a[k + u] - as_double(c[k + u])) * (a[k + u] - as_double(c[k + u]));
+        for (; k < d; ++k) total += (a[k] - as_double(c[k])) * (a[k] - as_double(c[k]));
+    } else {
+        for (; k + lanes <= d; k += lanes)
+            for (int u = 0; u < lanes; ++u) part[u] += a[k + u] * as_double(c[k + u]);
+        for (; k < d; ++k) total += a[k] * as_double(c[k]);
+    }
+    for (int u = 0; u < lanes; ++u) total += part[u];
+    return total;
+}
+
+/// What one query holds on to.
+struct Row {
+    const Selection& t;
+    int64_t row;
+    Held* held;
+    int64_t& count;
+
+    Row(const Selection& t, int64_t row) : t(t), row(row), held(t.held + row * t.room), count(t.count[row]) {}
+
+    /// In the scale of the products: half of score + |a|^2 where scores are squared distances.
+    double as_product(double score) const {
+        return t.metric == fastcse::squared_distance ? (score + t.row_square[row]) / 2 : score;
+    }
+    double error(double product) const { return t.slack[row] + std::abs(product) * t.rounding; }
+
+    /// The least product whose true score may reach `score`, itself in the scale of the products. The lowest float
+    /// leaves -inf, a column that is left out, and NaN outside.
+    float reaching(double score) const {
+        const double rough = score - t.slack[row];
+        return std::max(-FLT_MAX, static_cast<float>(rough - std::abs(rough) * t.rounding));
+    }
+    float at_most(double score) const {
+        const double rough = score + t.slack[row];
+        return static_cast<float>(rough + std::abs(rough) * t.rounding);
+    }
+
+    /// Rounded to the float that the caller will see: what he sees as equal is a tie.
+    double score(int64_t column) const { return static_cast<float>(unrounded(column)); }
+
+    double unrounded(int64_t column) const {
+        if (t.metric == fastcse::squared_distance) return -sum_with(column, true);
+        const double product = sum_with(column, false);
+        if (t.metric == fastcse::inner_product) return product;
+        const bool zero = t.row_scale[row] == 0 || t.col_scale[column] == 0;
+        return zero ? 0 : product / (std::sqrt(t.row_square[row]) * t.col_length[column]);
+    }
+    double sum_with(int64_t column, bool distance) const {
+        const float* a = t.query + row * t.query_stride;
+        const int64_t at = column * t.corpus_stride;
+        switch (t.corpus_type) {
+            case fastcse::Element::float32:
+                return exact_sum(a, static_cast<const float*>(t.corpus) + at, t.d, distance);
+            case fastcse::Element::float16:
+                return exact_sum(a, static_cast<const fastcse::float16*>(t.corpus) + at, t.d, distance);
+            default:
+                return exact_sum(a, static_cast<const fastcse::bfloat16*>(t.corpus) + at, t.d, distance);
+        }
+    }
+    bool within_bounds(double score) const { return score >= t.least[row] && score <= t.most[row]; }
+
+    /// Whether the product says nothing about the side of a bound that the score is on.
+    bool near_a_bound(double product) const {
+        const double e = error(product) * 1.01;
+        return std::abs(product - as_product(t.least[row])) <= e || std::abs(product - as_product(t.most[row])) <= e;
+    }
+
+    /// Returns whether the threshold may have risen.
+    bool offer(float product, int64_t column) {
+        if (t.row_id && t.row_id[row] == t.col_id[column]) return false;
+        if (near_a_bound(product) && !within_bounds(score(column))) return false;
+        held[count++] = {product, column};
+        if (count < t.room) return false;
+        shrink();
+        return true;
+    }
+
+    /// Lets go of what cannot be among the k best.
+    void shrink() {
+        std::nth_element(held, held + t.k - 1, held + count, better);
+        const double kth = held[t.k - 1].product;
+        raise(kth - error(kth));
+        const float least = t.threshold[row];
+        count = std::partition(held, held + count, [least](const Held& x) { return x.product >= least; }) - held;
+        if (count > t.room - (t.room - t.k) / 2) keep_best();
+    }
+
+    /// Too many are equally good as far as products tell: their scores decide at once, and stand for the products.
+    void keep_best() {
+        t.looked[row] += count;
+        for (int64_t i = 0; i < count; ++i) held[i].product = as_product(score(held[i].column));
+        std::nth_element(held, held + t.k - 1, held + count, better);
+        count = t.k;
+        raise(held[t.k - 1].product);
+    }
+    void raise(double score) { t.threshold[row] = std::max(t.threshold[row], reaching(score)); }
+
+    static bool better(const Held& x, const Held& y) {
+        return x.product > y.product || (x.product == y.product && x.column < y.column);
+    }
+
+    /// The k best in order into (value, index); returns how many there are.
+    int64_t finish(double* value, int64_t* index) {
+        for (int64_t i = 0; i < count; ++i) held[i].product = score(held[i].column);
+        const int64_t found = std::min(count, t.k);
+        std::partial_sort(held, held + found, held + count, better);
+        for (int64_t i = 0; i < found; ++i) value[i] = held[i].product, index[i] = held[i].column;
+        return found;
+    }
+};
+
+inline f32v load(const fastcse::bfloat16* p) {
+    typedef uint16_t u16v __attribute__((vector_size(W * 2)));
+    u16v half;
+    std::memcpy(&half, p, sizeof half);
+    const i32v bits = __builtin_convertvector(half, i32v) << 16;
+    f32v x;
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+/// Whether any of the `count` vectors' products is in [least, most].
+template <int count, class Product>
+bool any_within(const Product* dot, const float* scale, const float* bias, float row_scale, float least, float most) {
+    i32v hits{};
+    for (int u = 0; u < count; ++u) {
+        const f32v s = load(dot + u * W) * (load(scale + u * W) * row_scale) + load(bias + u * W);
+        hits |= (s >= least) & (s <= most);
+    }
+    int64_t words[sizeof hits / 8], any = 0;
+    std::memcpy(words, &hits, sizeof hits);
+    for (int64_t word : words) any |= word;
+    return any != 0;
+}
+
+template <class Product>
+void select_row(const Selection& t, int64_t at) {
+    Row row(t, at);
+    const Product* dot = static_cast<const Product*>(t.dot) + at * t.stride;
+    const float *scale = t.col_scale + t.first_col, *bias = t.col_bias + t.first_col;
+    const float row_scale = t.row_scale[at], most = row.at_most(row.as_product(t.most[at]));
+    const float bound = row.reaching(row.as_product(t.least[at]));
+    float least = std::max(bound, t.threshold[at]);
+    constexpr int group = 4;
+    for (int64_t j = 0; j < t.cols; j += group * W) {
+        const int64_t end = std::min<int64_t>(j + group * W, t.cols);
+        const bool whole = end - j == group * W;
+        if (whole && !any_within<group>(dot + j, scale + j, bias + j, row_scale, least, most)) continue;
+        for (int64_t k = j; k < end; ++k) {
+            const float s = static_cast<float>(as_double(dot[k])) * (scale[k] * row_scale) + bias[k];
+            if (s >= least && s <= most && row.offer(s, t.first_col + k)) least = std::max(bound, t.threshold[at]);
+        }
+    }
+}
+
+inline void select_tile(const Selection& t, int threads) {
+    const auto one = [&t](int64_t row) { t.half ? select_row<fastcse::bfloat16>(t, row) : select_row<float>(t, row); };
+    fastcse::parallel_for(t.rows, t.rows * t.cols < 16384 ? 1 : threads, one);
+}
+
+/// The end of a search: value (rows, k) and index (rows, k), best first; `count` becomes how many there are.
+inline void finish_selection(const Selection& t, double* value, int64_t* index, int threads) {
+    fastcse::parallel_for(t.rows, threads, [=, &t](int64_t at) {
+        Row row(t, at);
+        row.count = row.finish(value + at * t.k, index + at * t.k);
+    });
+}
+
+}  // namespace FASTCSE_ISA
