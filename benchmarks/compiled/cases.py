@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 import triton
 
-from fastcse.kernels import configs, pairwise, rows
+from fastcse.kernels import configs, nearest, pairwise, rows
 from fastcse.kernels.tile import device_fn
 from fastcse.losses.focal import DETACHED, FOCAL
 from fastcse.losses.infonce import SCALED
@@ -16,7 +16,7 @@ from fastcse.transforms import LogitTransform
 
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 OTHERS = {"N": "i32", "M": "i32", "D": "i32", "margin": "fp32", "own_log_weight": "fp32", "shortest": "fp32",
-          "offset": "fp32"}  # fmt: skip
+          "offset": "fp32", "groups": "i32", "K": "i32"}  # fmt: skip
 INDICES = {"OWN": "*i64", "ROW_ID": "*i64", "COL_ID": "*i64", "STATS_I": "*i32", "INDEX": "*i64"}
 # form -> kind of configuration, transform, what differs from a sweep that stores gradient weights and nothing else
 SWEEPS: dict[str, tuple[str, LogitTransform, dict]] = {
@@ -66,7 +66,7 @@ def cases(dtype: torch.dtype, arch: int) -> Iterator[Case]:
             if (form, config) not in seen:
                 seen.add((form, config))
                 yield sweep_case(form, dtype, config, transform, flags)
-    yield from _pair_cases(dtype)
+    yield from _pair_cases(dtype, arch)
     yield from _row_cases(dtype)
 
 
@@ -117,12 +117,18 @@ def _tile(config: configs.TileConfig) -> dict:
     return {**sides, "EVEN_D": True, "RAISE": False, "PRECISION": "tf32"}
 
 
-def _pair_cases(dtype: torch.dtype) -> Iterator[Case]:
+def _pair_cases(dtype: torch.dtype, arch: int) -> Iterator[Case]:
     plain = configs.SINGLE if dtype == torch.float32 else configs.HALF
     narrow = configs.narrow(plain)
     masks = {"F": device_fn(FOCAL.f), "IDS": True, "LEAVE_OWN_OUT": True, "OWN_WEIGHT": False}
     yield Case("largest", "", dtype, pairwise.largest_kernel, {**_tile(narrow), **masks}, _rows(dtype), narrow)
     yield Case("similarity", "", dtype, pairwise.similarity_kernel, _tile(plain), _rows(dtype), plain)
+    search = configs.default_config(divmod(arch, 10), dtype, "busy")
+    search = search._replace(block_m=max(search.block_m, nearest.SPAN))
+    scores = {**_rows(dtype), "S": "*fp32" if dtype == torch.float32 else "*bf16"}
+    for form, ids in (("", False), ("ids", True)):
+        constants = {**_tile(search), "IDS": ids, "SPAN": nearest.SPAN, "CUTS": False}
+        yield Case("top-k scores", form, dtype, nearest.scores_kernel, constants, scores, search)
 
 
 def _row_cases(dtype: torch.dtype) -> Iterator[Case]:
@@ -131,6 +137,7 @@ def _row_cases(dtype: torch.dtype) -> Iterator[Case]:
     finish = {"BLOCK_D": 1024, "HAS_FACTOR": True, "HAS_PULL": True, "HAS_SCALE": True}
     for name, kernel, constants in (
         ("inverse_norms", rows.inverse_norms_kernel, {"BLOCK_D": 1024}),
+        ("top-k rescore", nearest.rescore_kernel, {"DISTANCE": False, "BLOCK_K": 16, "BLOCK_D": 128}),
         ("open_rows", rows.open_rows_kernel, {"BLOCK_D": 1024, **positive}),
         ("close_rows", rows.close_rows_kernel, {"BLOCK": 256}),
         ("pull_rows", rows.pull_rows_kernel, pull),

@@ -1,8 +1,9 @@
-"""The launchers of the sweep over Triton kernels and the library's matrix product. No nn, no autograd, no choice of
-backend.
+"""The launchers of the sweep and of the search over Triton kernels and the library's matrix product. No nn, no
+autograd, no choice of backend.
 """
 
 from .launch import all_pairs, is_open, largest_logits, sweep
+from .nearest import topk
 from .products import accumulate_transposed, scale_rows, times_candidates
 from .rows import add_at, close_rows, finish_rows, inverse_norms, open_rows, pull_rows, scatter_rows
 from .workspace import Workspace, keeps_products, plan_rows, prepare
@@ -26,4 +27,5 @@ __all__ = [
     "scatter_rows",
     "sweep",
     "times_candidates",
+    "topk",
 ]

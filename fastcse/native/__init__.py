@@ -1,4 +1,6 @@
-"""The launchers of the sweep over the C++ module: BLAS for the products, one vectorised pass for the exponentials."""
+"""The launchers of the sweep and of the search over the C++ module: BLAS for the products, one vectorised pass for the
+rest.
+"""
 
 from .chunk import (
     Workspace,
@@ -12,8 +14,8 @@ from .chunk import (
     sweep,
     times_candidates,
 )
-from .rows import add_at, close_rows, finish_rows, inverse_norms, open_rows, pull_rows, scale_rows, scatter_rows
 from .nearest import topk
+from .rows import add_at, close_rows, finish_rows, inverse_norms, open_rows, pull_rows, scale_rows, scatter_rows
 
 __all__ = [
     "Workspace",
