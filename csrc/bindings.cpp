@@ -76,6 +76,7 @@ Selection selection_from(const py::dict& fields) {
     Selection s{};
     FASTCSE_POINTER(s, dot, const void)
     FASTCSE_VALUE(s, half, bool)
+    FASTCSE_VALUE(s, settle, bool)
     FASTCSE_VALUE(s, stride, int64_t)
     FASTCSE_VALUE(s, rows, int64_t)
     FASTCSE_VALUE(s, cols, int64_t)
@@ -118,7 +119,7 @@ void select_tile(const py::dict& fields, int threads) {
 void finish_selection(const py::dict& fields, Address value, Address index, int threads) {
     const Selection selection = selection_from(fields);
     py::gil_scoped_release release;
-    chosen->finish_selection(selection, at<double>(value), at<int64_t>(index), threads);
+    chosen->finish_selection(selection, at<float>(value), at<int64_t>(index), threads);
 }
 
 void sweep(const std::string& transform, const py::dict& fields, int threads) {

@@ -118,7 +118,10 @@ def _stats(s: list[Tensor], keep: list[Tensor], s_positive: Tensor, lse: Tensor)
 
 @torch.no_grad()
 def topk(q: TopKQuery) -> tuple[Tensor, Tensor, Tensor]:
-    """(N, k) scores, best first, (N, k) columns, (N,) how many there are: the whole matrix, sorted."""
+    """(N, k) scores, best first, (N, k) columns, (N,) how many there are: the whole matrix, sorted.
+
+    Scores are float32 unless both inputs are float64.
+    """
     a, c = q.query.double(), q.corpus.double()  # (N, D), (M, D)
     # Query by query: a product's sums run in another order at the matrix's edges, and equal rows must score equal.
     score = torch.stack([-(x - c).square().sum(1) if q.metric == "l2" else (x * c).sum(1) for x in a])  # (N, M)
@@ -127,7 +130,7 @@ def topk(q: TopKQuery) -> tuple[Tensor, Tensor, Tensor]:
         zero = (a.norm(dim=1) < SHORTEST_NORM)[:, None] | (c.norm(dim=1) < SHORTEST_NORM)
         score = torch.where(zero, 0.0, score / norm)
     if not q.query.dtype == q.corpus.dtype == torch.float64:
-        score = score.float().double()  # what the caller sees as equal is a tie
+        score = score.float()  # what the caller sees as equal is a tie
     allowed = torch.isfinite(c).all(1) & torch.isfinite(a).all(1)[:, None]
     allowed = allowed & (score >= q.least[:, None]) & (score <= q.most[:, None])
     if q.query_id is not None:

@@ -47,6 +47,7 @@ def scenarios(device, backend):
         "everything symmetric": lambda: everything(a, c, h, symmetric=True, backend=backend),
         "stats": lambda: infonce_loss(a, c, return_stats=True, backend=backend).loss,
         "similarity": lambda: fastcse.similarity(a, c, backend=backend).sum(),
+        "topk": lambda: a.sum() + fastcse.topk(a, c, 2, backend=backend).values.sum(),
         "half": lambda: infonce_loss(a.bfloat16(), c.bfloat16(), backend=backend),
     }
 
@@ -78,7 +79,7 @@ def test_opcheck(device, name):
         torch.library.opcheck(op, args, kwargs)
 
 
-@pytest.mark.parametrize("name", ["everything", "similarity", "rows"])
+@pytest.mark.parametrize("name", ["everything", "similarity", "rows", "topk"])
 def test_opcheck_on_every_backend(device, backend, name):
     for op, args, kwargs in record(scenarios(device, backend)[name]):
         torch.library.opcheck(op, args, kwargs)

@@ -24,7 +24,7 @@ struct Functions {
     void (*scatter_rows)(float* g, int64_t d, const float* a, int64_t a_stride, const float* pull, const int64_t* index,
                          int64_t n, bool distinct, int threads);
     void (*select_tile)(const Selection&, int threads);
-    void (*finish_selection)(const Selection&, double* value, int64_t* index, int threads);
+    void (*finish_selection)(const Selection&, float* value, int64_t* index, int threads);
 };
 
 extern const Functions generic_functions;

@@ -77,10 +77,12 @@ struct Row {
     /// The least product whose true score may reach `score`, itself in the scale of the products. The lowest float
     /// leaves -inf, a column that is left out, and NaN outside.
     float reaching(double score) const {
+        if (score == INFINITY) return INFINITY;
         const double rough = score - t.slack[row];
         return std::max(-FLT_MAX, static_cast<float>(rough - std::abs(rough) * t.rounding));
     }
     float at_most(double score) const {
+        if (std::isinf(score)) return static_cast<float>(score);
         const double rough = score + t.slack[row];
         return static_cast<float>(rough + std::abs(rough) * t.rounding);
     }
@@ -119,7 +121,7 @@ struct Row {
     bool offer(float product, int64_t column) {
         if (t.row_id && t.row_id[row] == t.col_id[column]) return false;
         if (near_a_bound(product) && !within_bounds(score(column))) return false;
-        held[count++] = {product, column};
+        held[count++] = {product, 0, column};
         if (count < t.room) return false;
         shrink();
         return true;
@@ -127,7 +129,7 @@ struct Row {
 
     /// Lets go of what cannot be among the k best.
     void shrink() {
-        std::nth_element(held, held + t.k - 1, held + count, better);
+        std::nth_element(held, held + t.k - 1, held + count, larger);
         const double kth = held[t.k - 1].product;
         raise(kth - error(kth));
         const float least = t.threshold[row];
@@ -138,23 +140,31 @@ struct Row {
     /// Too many are equally good as far as products tell: their scores decide at once, and stand for the products.
     void keep_best() {
         t.looked[row] += count;
-        for (int64_t i = 0; i < count; ++i) held[i].product = as_product(score(held[i].column));
-        std::nth_element(held, held + t.k - 1, held + count, better);
+        score_all();
+        if (count < t.k) return;
+        std::nth_element(held, held + t.k - 1, held + count, higher);
         count = t.k;
         raise(held[t.k - 1].product);
     }
+    void score_all() {
+        for (int64_t i = 0; i < count; ++i) {
+            held[i].score = score(held[i].column);
+            held[i].product = as_product(held[i].score);
+        }
+    }
     void raise(double score) { t.threshold[row] = std::max(t.threshold[row], reaching(score)); }
 
-    static bool better(const Held& x, const Held& y) {
-        return x.product > y.product || (x.product == y.product && x.column < y.column);
+    static bool larger(const Held& x, const Held& y) { return x.product > y.product; }
+    static bool higher(const Held& x, const Held& y) {
+        return x.score > y.score || (x.score == y.score && x.column < y.column);
     }
 
     /// The k best in order into (value, index); returns how many there are.
-    int64_t finish(double* value, int64_t* index) {
-        for (int64_t i = 0; i < count; ++i) held[i].product = score(held[i].column);
+    int64_t finish(float* value, int64_t* index) {
+        score_all();
         const int64_t found = std::min(count, t.k);
-        std::partial_sort(held, held + found, held + count, better);
-        for (int64_t i = 0; i < found; ++i) value[i] = held[i].product, index[i] = held[i].column;
+        std::partial_sort(held, held + found, held + count, higher);
+        for (int64_t i = 0; i < found; ++i) value[i] = static_cast<float>(held[i].score), index[i] = held[i].column;
         return found;
     }
 };
@@ -186,6 +196,7 @@ bool any_within(const Product* dot, const float* scale, const float* bias, float
 template <class Product>
 void select_row(const Selection& t, int64_t at) {
     Row row(t, at);
+    if (t.settle) row.keep_best();
     const Product* dot = static_cast<const Product*>(t.dot) + at * t.stride;
     const float *scale = t.col_scale + t.first_col, *bias = t.col_bias + t.first_col;
     const float row_scale = t.row_scale[at], most = row.at_most(row.as_product(t.most[at]));
@@ -209,7 +220,7 @@ inline void select_tile(const Selection& t, int threads) {
 }
 
 /// The end of a search: value (rows, k) and index (rows, k), best first; `count` becomes how many there are.
-inline void finish_selection(const Selection& t, double* value, int64_t* index, int threads) {
+inline void finish_selection(const Selection& t, float* value, int64_t* index, int threads) {
     fastcse::parallel_for(t.rows, threads, [=, &t](int64_t at) {
         Row row(t, at);
         row.count = row.finish(value + at * t.k, index + at * t.k);

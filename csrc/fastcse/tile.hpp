@@ -79,7 +79,7 @@ struct bfloat16 {
 
 /// A column that may be among the k best, with its product.
 struct Held {
-    double product;
+    double product, score;  ///< the score once it was looked at
     int64_t column;
 };
 
@@ -89,12 +89,14 @@ struct Held {
 struct Selection {
     const void* dot;  ///< (rows, cols) float, or bfloat16 if `half`; `stride` entries apart
     bool half;
+    bool settle;  ///< earlier products were rougher than these: scores take their place first
     int64_t stride, rows, cols;
     int64_t first_col;           ///< number in the corpus of the tile's column 0
     const float* row_scale;      ///< dot row_scale col_scale + col_bias is the score, or half of score + |a|^2 for
     const float* col_scale;      ///< distances
     const float* col_bias;       ///< NaN or -inf leaves a column out
-    const float* slack;          ///< (rows) by how much that may miss the exact score before it is rounded
+    const float* slack;          ///< (rows) by how much that may miss the exact score before it is rounded, in this and
+                                 ///< all earlier tiles
     float rounding;              ///< relative error of that last rounding
     const double* row_square;    ///< |a|^2
     const double* col_length;    ///< |c|

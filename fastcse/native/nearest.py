@@ -20,8 +20,8 @@ from .rows import address, inverse_norms
 # 2048 x 2048 took 0.90 of the time of 1024 x 1024, and 4096 x 4096 no less (benchmarks/NOTES.md).
 TILE_COLS = 2048
 MOST_ROWS = 2048
-HELD_BYTES, BYTES_HELD = 16, 64 << 20
-EPSILON, HALF_EPSILON = 2.0**-24, 2.0**-8
+HELD_BYTES, BYTES_HELD = 24, 64 << 20
+EPSILON, HALF_EPSILON, SMALLEST = 2.0**-24, 2.0**-8, 2.0**-126
 ELEMENTS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 # Where more than this share of a tile had to be scored exactly, bfloat16 cannot tell the rows apart.
 CROWDED = 0.01
@@ -29,8 +29,8 @@ CROWDED = 0.01
 
 @dataclass
 class Columns:
-    """Of the corpus: scale, bias and length of each row, and by tile the longest row and the most that bfloat16 takes
-    off a row. The last two are in units of the scaled rows."""
+    """Of the corpus: scale, bias and length of each row, and (0-dim) the longest row and the most that bfloat16 takes
+    off a row, in units of the scaled rows."""
 
     scale: Tensor
     bias: Tensor
@@ -52,7 +52,7 @@ class Queries:
 
 
 def topk(q: TopKQuery) -> tuple[Tensor, Tensor, Tensor]:
-    """(N, k) scores in float64, best first, (N, k) int64 columns, and (N,) int64 how many there are.
+    """(N, k) float32 scores, best first, (N, k) int64 columns, and (N,) int64 how many there are.
 
     A score is larger the better: a squared distance is negative. Entries beyond the count are undefined.
     """
@@ -63,9 +63,8 @@ def topk(q: TopKQuery) -> tuple[Tensor, Tensor, Tensor]:
     # Twice k where products are exact to a few ulp; rough ones keep more in doubt.
     room = min(m, 4 * q.k + 256)
     size = max(1, min(n, MOST_ROWS, BYTES_HELD // (HELD_BYTES * room)))
-    tile, held = torch.empty(size, min(TILE_COLS, m)), torch.empty(size, room, 2, dtype=torch.int64)
-    out = (torch.empty(n, q.k, dtype=torch.float64), torch.empty(n, q.k, dtype=torch.int64),
-           torch.zeros(n, dtype=torch.int64))  # fmt: skip
+    tile, held = torch.empty(size, min(TILE_COLS, m)), torch.empty(size, room, HELD_BYTES // 8, dtype=torch.int64)
+    out = torch.empty(n, q.k), torch.empty(n, q.k, dtype=torch.int64), torch.zeros(n, dtype=torch.int64)
     for first in range(0, n, size):
         rows = slice(first, min(first + size, n))
         half = _search(q, rows, corpus, columns, tile, held, tuple(x[rows] for x in out), half)
@@ -93,7 +92,9 @@ def _cut(x: Tensor) -> Tensor:
 
 def _columns(corpus: Tensor, metric: str, half: bool) -> Columns:
     m = corpus.shape[0]
-    scale, bias, lengths, longest, cut = torch.ones(m), torch.zeros(m), torch.empty(m, dtype=torch.float64), [], []
+    scale, bias, lengths = torch.ones(m), torch.zeros(m), torch.empty(m, dtype=torch.float64)
+    # Written in place: a small tensor kept from each tile would keep the heap from giving a tile's memory back.
+    extremes = torch.zeros(2, dtype=torch.float64)
     for first in range(0, m, TILE_COLS):
         c = _float_rows(corpus[first : first + TILE_COLS])
         cols, length = slice(first, first + c.shape[0]), _length(c)
@@ -104,15 +105,17 @@ def _columns(corpus: Tensor, metric: str, half: bool) -> Columns:
             bias[cols] = (length.square() / -2).float()
         bias[cols].masked_fill_(~finite, -torch.inf)  # a row that is not finite is never found
         lengths[cols] = length
-        longest.append((length * scale[cols]).masked_fill(~finite, 0.0).amax())
-        cut.append((_cut(c) * scale[cols]).masked_fill(~finite, 0.0).amax() if half else longest[-1])
-    return Columns(scale, bias, lengths, torch.stack(longest), torch.stack(cut))
+        for k, size in enumerate((length, _cut(c) if half else length)):
+            extremes[k] = torch.maximum(extremes[k], (size * scale[cols]).masked_fill(~finite, 0.0).amax())
+    return Columns(scale, bias, lengths, extremes[0], extremes[1])
 
 
 def _queries(query: Tensor, metric: str, half: bool) -> Queries:
     a = _float_rows(query)
     scale = inverse_norms(a) if metric == "cosine" else torch.ones(a.shape[0])
-    length = _length(a) * scale
+    length = _length(a)
+    scale = scale.masked_fill(~torch.isfinite(length), torch.nan)  # a query that is not finite finds nothing
+    length = length * scale
     return Queries(a, a.to(torch.bfloat16) if half else a, scale, length, _cut(a) * scale if half else length)
 
 
@@ -129,18 +132,20 @@ def _search(
         **_fields(q, rows, queries, corpus, columns), "row_square": address(square), "room": held.shape[1],
         "held": address(held), "count": address(count), "threshold": address(threshold), "looked": address(looked),
     }  # fmt: skip
-    seen, threads = 0, torch.get_num_threads()
-    for number, first in enumerate(range(0, corpus.shape[0], TILE_COLS)):
+    seen, rough, threads = 0, False, torch.get_num_threads()
+    slacks = {form: _slack(q.metric, form, queries, columns) for form in {half, False}}
+    for first in range(0, corpus.shape[0], TILE_COLS):
         c = _float_rows(corpus[first : first + TILE_COLS])
-        slack = _slack(q.metric, half, queries, columns, number)
         dot = _product(queries.multiplied if half else queries.rows, c, tile)
         fields |= {
-            "dot": dot.data_ptr(), "half": half, "stride": dot.stride(0), "cols": c.shape[0], "first_col": first,
-            "slack": address(slack), "rounding": HALF_EPSILON if half else EPSILON,
+            "dot": dot.data_ptr(), "half": half, "settle": rough and not half, "stride": dot.stride(0),
+            "cols": c.shape[0], "first_col": first, "slack": address(slacks[half]),
+            "rounding": HALF_EPSILON if half else EPSILON,
         }  # fmt: skip
         _C.select_tile(fields, threads)
-        before, seen = seen, int(looked.sum())
+        rough, before, seen = half, seen, int(looked.sum())
         half = half and seen - before <= CROWDED * dot.numel()
+    fields |= {"settle": False}
     _C.finish_selection(fields, address(value), address(index), threads)
     return half
 
@@ -166,17 +171,18 @@ def _fields(q: TopKQuery, rows: slice, queries: Queries, corpus: Tensor, columns
     return fields
 
 
-def _slack(metric: str, half: bool, queries: Queries, columns: Columns, number: int) -> Tensor:
-    """(R,) float32: by how much a product may miss the exact score before its last rounding.
+def _slack(metric: str, half: bool, queries: Queries, columns: Columns) -> Tensor:
+    """(R,) float32: by how much any product may miss the exact score before its last rounding.
 
-    Whatever the order of the sum, |fl(<a, c>) - <a, c>| <= D 2^-24 |a| |c|; sixteen more cover scales, bias and
-    threshold. Of bfloat16 rows a' and c' too |<a, c> - <a', c'>| <= |a - a'| |c| + |a'| |c - c'|.
+    Whatever the order of the sum, |fl(<a, c>) - <a, c>| <= D 2^-24 |a| |c|, and what is too small for a float is lost;
+    sixteen more cover scales, bias and threshold. Of bfloat16 rows a' and c' too
+    |<a, c> - <a', c'>| <= |a - a'| |c| + |a'| |c - c'|.
     """
-    longest = columns.longest[number]
+    longest, terms = columns.longest, queries.rows.shape[1] + 16
     reach = queries.length * longest
     if metric == "l2":
         reach = reach + longest.square() / 2 + queries.length.square() / 2
-    slack = reach * ((queries.rows.shape[1] + 16) * EPSILON)
+    slack = reach * (terms * EPSILON) + terms * SMALLEST
     if half:
-        slack = slack + queries.cut * longest + (queries.length + queries.cut) * columns.cut[number]
+        slack = slack + queries.cut * longest + (queries.length + queries.cut) * columns.cut
     return slack.float()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from numbers import Real
+from numbers import Integral, Real
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.library import custom_op
 
 from .. import reference
 from ..pairs import METRICS, TopKQuery
@@ -19,6 +20,39 @@ class TopK(NamedTuple):
 
     values: Tensor
     indices: Tensor
+
+
+# Products of longer rows may leave the range of a float.
+LARGEST_ENTRY = 1e15
+
+
+@custom_op("fastcse::topk", mutates_args=())
+def topk_op(
+    query: Tensor, corpus: Tensor, k: int, metric: str, query_id: Tensor | None, corpus_id: Tensor | None,
+    least: Tensor, most: Tensor, backend: str,
+) -> list[Tensor]:  # fmt: skip
+    """[score, index, count] of the launchers."""
+    record(backend)
+    if metric == "cosine":
+        query, corpus = _shortened(query), _shortened(corpus)
+    return list(launchers(backend).topk(TopKQuery(query, corpus, k, metric, query_id, corpus_id, least, most)))
+
+
+@topk_op.register_fake
+def _(query, corpus, k, metric, query_id, corpus_id, least, most, backend):
+    new = query.new_empty
+    return [new((query.shape[0], k), dtype=torch.float32), new((query.shape[0], k), dtype=torch.int64),
+            new(query.shape[0], dtype=torch.int64)]  # fmt: skip
+
+
+def _shortened(x: Tensor) -> Tensor:
+    """x, or where entries are huge a copy with its rows divided by powers of 2: the same cosines, to the bit."""
+    low, high = torch.aminmax(x)
+    if max(-low.item(), high.item()) <= LARGEST_ENTRY:
+        return x
+    top = x.abs().amax(1).float()
+    exponent = torch.where(torch.isfinite(top) & (top > 1), torch.frexp(top).exponent, 0)
+    return torch.ldexp(x.float(), -exponent[:, None])
 
 
 @torch.no_grad()
@@ -62,8 +96,9 @@ def topk(
 
     Numerics:
         What may be among the best is scored again and compared: by "cpp" in float64 and then rounded to float32, so
-        that values are correct to the last bit; by "triton" in float32. A zero row has cosine 0. A row of the corpus
-        that is not finite is never found; a query that is not finite finds nothing. Same input, same bits.
+        that values are correct to the last bit; by "triton" in float32. A row shorter than 1e-8 is a zero row and has
+        cosine 0. A row of the corpus that is not finite is never found; a query that is not finite finds nothing. Of
+        "ip" and "l2" values must stay within float32's range. Same input, same bits.
 
     Example:
         >>> corpus = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
@@ -72,12 +107,13 @@ def topk(
     """
     _check(query, corpus, k, query_id, corpus_id, metric)
     least, most = _bounds(query, metric, min_score, max_score)
-    q = TopKQuery(query.detach(), corpus.detach(), int(k), metric, _whole(query_id), _whole(corpus_id), least, most)
     name, decides = ("query", query) if query.dtype == torch.float64 else ("corpus", corpus)
     chosen = choose_backend(decides, backend, name)
-    record(chosen)
-    search = reference.topk if chosen == "reference" else launchers(chosen).topk
-    return _values(q, *search(q))
+    search = (query.detach(), corpus.detach(), int(k), metric, _whole(query_id), _whole(corpus_id), least, most)
+    if chosen == "reference":
+        record(chosen)
+        return _values(metric, *reference.topk(TopKQuery(*search)))
+    return _values(metric, *topk_op(*search, chosen))
 
 
 def _whole(x: Tensor | None) -> Tensor | None:
@@ -96,7 +132,7 @@ def _check(
     if corpus.device != query.device:
         raise ValueError(f"corpus and query must be on one device, got {corpus.device} and {query.device}")
     checks.check_choice("metric", metric, METRICS)
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= corpus.shape[0]:
+    if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k <= corpus.shape[0]:
         raise ValueError(f"k must be a whole number from 1 to the {corpus.shape[0]} rows of corpus, got {k!r}")
     if (query_id is None) != (corpus_id is None):
         given, absent = ("corpus_id", "query_id") if query_id is None else ("query_id", "corpus_id")
@@ -119,6 +155,8 @@ def _bound(name: str, value: float | Tensor | None, query: Tensor, absent: float
     n, new = query.shape[0], {"dtype": torch.float64, "device": query.device}
     if isinstance(value, Tensor):
         checks.check_vector(name, value, n, "query", query, dtype=None)
+        if value.is_cpu and not torch.compiler.is_compiling() and value.isnan().any():
+            raise ValueError(f"{name} must hold numbers, got nan for query {int(value.isnan().nonzero()[0])}")
         return value.detach().to(torch.float64)
     if value is None:
         return torch.full((n,), absent, **new)
@@ -127,11 +165,9 @@ def _bound(name: str, value: float | Tensor | None, query: Tensor, absent: float
     return torch.full((n,), float(value), **new)
 
 
-def _values(q: TopKQuery, score: Tensor, index: Tensor, count: Tensor) -> TopK:
-    """Scores to values in the type promised, and what stands where nothing was found."""
-    exact = q.query.dtype == q.corpus.dtype == torch.float64
-    value = score.to(torch.float64 if exact else torch.float32)
-    value = -value if q.metric == "l2" else value
-    absent = torch.arange(q.k, device=index.device) >= count[:, None]
-    worst = torch.inf if q.metric == "l2" else -torch.inf
+def _values(metric: str, score: Tensor, index: Tensor, count: Tensor) -> TopK:
+    """Scores to values, and what stands where nothing was found."""
+    value = 0.0 - score if metric == "l2" else score  # and not -score, which makes -0.0 of a distance of 0
+    absent = torch.arange(index.shape[1], device=index.device) >= count[:, None]
+    worst = torch.inf if metric == "l2" else -torch.inf
     return TopK(value.masked_fill(absent, worst), index.masked_fill(absent, -1))
