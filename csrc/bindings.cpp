@@ -110,6 +110,11 @@ Selection selection_from(const py::dict& fields) {
 #undef FASTCSE_POINTER
 #undef FASTCSE_VALUE
 
+void measure_rows(Address x, int64_t stride, int64_t n, int64_t d, Address length, Address cut, int threads) {
+    py::gil_scoped_release release;
+    chosen->measure_rows(at<const float>(x), stride, n, d, at<double>(length), at<double>(cut), threads);
+}
+
 void select_tile(const py::dict& fields, int threads) {
     const Selection selection = selection_from(fields);
     py::gil_scoped_release release;
@@ -219,6 +224,7 @@ PYBIND11_MODULE(_C, m) {
     m.def("pull_rows", &pull_rows);
     m.def("finish_rows", &finish_rows);
     m.def("scatter_rows", &scatter_rows);
+    m.def("measure_rows", &measure_rows);
     m.def("select_tile", &select_tile);
     m.def("finish_selection", &finish_selection);
 }

@@ -40,9 +40,9 @@ static void pull_named(const std::string& name, const fastcse::PullRows& rows) {
 
 namespace fastcse {
 const Functions FASTCSE_TABLE(FASTCSE_ISA) = {
-    FASTCSE_NAME_OF(FASTCSE_ISA),    ::FASTCSE_ISA::sweep_named,  ::FASTCSE_ISA::inverse_norms,
-    ::FASTCSE_ISA::open_named,       ::FASTCSE_ISA::close_rows,   ::FASTCSE_ISA::pull_named,
-    ::FASTCSE_ISA::finish_rows,      ::FASTCSE_ISA::scatter_rows, ::FASTCSE_ISA::select_tile,
-    ::FASTCSE_ISA::finish_selection,
+    FASTCSE_NAME_OF(FASTCSE_ISA), ::FASTCSE_ISA::sweep_named,      ::FASTCSE_ISA::inverse_norms,
+    ::FASTCSE_ISA::open_named,    ::FASTCSE_ISA::close_rows,       ::FASTCSE_ISA::pull_named,
+    ::FASTCSE_ISA::finish_rows,   ::FASTCSE_ISA::scatter_rows,     ::FASTCSE_ISA::measure_rows,
+    ::FASTCSE_ISA::select_tile,   ::FASTCSE_ISA::finish_selection,
 };
 }  // namespace fastcse

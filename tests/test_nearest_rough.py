@@ -19,7 +19,9 @@ every_metric = pytest.mark.parametrize("metric", METRICS)
 @pytest.fixture(params=[True, False], ids=["bfloat16", "float32"])
 def half(request, monkeypatch):
     """Both forms of the products, whatever this processor would choose."""
-    monkeypatch.setattr(sys.modules["fastcse.native.nearest"], "multiplies_half", lambda: request.param)
+    module = sys.modules["fastcse.native.nearest"]
+    monkeypatch.setattr(module, "multiplies_half", lambda: request.param)
+    monkeypatch.setattr(module, "FEWEST_ROWS", 1)
     return request.param
 
 

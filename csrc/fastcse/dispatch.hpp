@@ -23,6 +23,8 @@ struct Functions {
                         int threads);
     void (*scatter_rows)(float* g, int64_t d, const float* a, int64_t a_stride, const float* pull, const int64_t* index,
                          int64_t n, bool distinct, int threads);
+    void (*measure_rows)(const float* x, int64_t stride, int64_t n, int64_t d, double* length, double* cut,
+                         int threads);
     void (*select_tile)(const Selection&, int threads);
     void (*finish_selection)(const Selection&, float* value, int64_t* index, int threads);
 };

@@ -12,6 +12,7 @@
 #include <cstring>
 #include <limits>
 
+#include "exact.hpp"
 #include "parallel.hpp"
 #include "tile.hpp"
 #include "vec.hpp"
@@ -20,44 +21,6 @@ namespace FASTCSE_ISA {
 
 using fastcse::Held;
 using fastcse::Selection;
-
-inline double as_double(float x) { return x; }
-inline double as_double(fastcse::bfloat16 x) {
-    const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
-    float out;
-    std::memcpy(&out, &bits, sizeof out);
-    return out;
-}
-inline double as_double(fastcse::float16 x) {
-    const uint32_t sign = (x.bits & 0x8000u) << 16, rest = x.bits & 0x7fffu;
-    // Exponent and fraction moved to a float's places are 2^112 too small, also where they are subnormal.
-    const uint32_t bits = rest << 13, special = 0x7f800000u | bits;
-    float out;
-    std::memcpy(&out, &bits, sizeof out);
-    out *= 5.192296858534828e33f;
-    if (rest >= 0x7c00u) std::memcpy(&out, &special, sizeof out);
-    return sign ? -out : out;
-}
-
-/// <a, c>, or |a - c|^2 if `distance`, in double and in a fixed order: equal rows have equal scores.
-template <class Element>
-double exact_sum(const float* a, const Element* c, int64_t d, bool distance) {
-    constexpr int lanes = 16;
-    double part[lanes] = {}, total = 0;
-    int64_t k = 0;
-    if (distance) {
-        for (; k + lanes <= d; k += lanes)
-            for (int u = 0; u < lanes; ++u)
-                part[u] += (a[k + u] - as_double(c[k + u])) * (a[k + u] - as_double(c[k + u]));
-        for (; k < d; ++k) total += (a[k] - as_double(c[k])) * (a[k] - as_double(c[k]));
-    } else {
-        for (; k + lanes <= d; k += lanes)
-            for (int u = 0; u < lanes; ++u) part[u] += a[k + u] * as_double(c[k + u]);
-        for (; k < d; ++k) total += a[k] * as_double(c[k]);
-    }
-    for (int u = 0; u < lanes; ++u) total += part[u];
-    return total;
-}
 
 /// What one query holds on to.
 struct Row {

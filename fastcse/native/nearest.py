@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..pairs import METRICS, TopKQuery
+from ..pairs import METRICS, SHORTEST_NORM, TopKQuery
 from .module import _C
-from .rows import address, inverse_norms
+from .rows import address
 
 # The larger the tile the faster the products, as long as it stays in the last-level cache: on 2 cores with AVX-512
 # 2048 x 2048 took 0.90 of the time of 1024 x 1024, and 4096 x 4096 no less (benchmarks/NOTES.md).
@@ -22,6 +22,8 @@ TILE_COLS = 2048
 MOST_ROWS = 2048
 HELD_BYTES, BYTES_HELD = 24, 64 << 20
 EPSILON, HALF_EPSILON, SMALLEST = 2.0**-24, 2.0**-8, 2.0**-126
+# For fewer queries the corpus is not worth converting.
+FEWEST_ROWS = 256
 ELEMENTS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 # Where more than this share of a tile had to be scored exactly, bfloat16 cannot tell the rows apart.
 CROWDED = 0.01
@@ -41,12 +43,13 @@ class Columns:
 
 @dataclass
 class Queries:
-    """Of a chunk of queries: the rows in float32 and as they are multiplied, their scale, and length and what bfloat16
-    takes off, both in units of the scaled rows."""
+    """Of a chunk of queries: the rows in float32 and as they are multiplied, scale and squared length, and length and
+    what bfloat16 takes off, both in units of the scaled rows."""
 
     rows: Tensor
     multiplied: Tensor
     scale: Tensor
+    square: Tensor
     length: Tensor
     cut: Tensor
 
@@ -57,7 +60,7 @@ def topk(q: TopKQuery) -> tuple[Tensor, Tensor, Tensor]:
     A score is larger the better: a squared distance is negative. Entries beyond the count are undefined.
     """
     n, m = q.query.shape[0], q.corpus.shape[0]
-    half = multiplies_half() and q.metric != "l2"
+    half = multiplies_half() and q.metric != "l2" and n >= FEWEST_ROWS
     corpus = q.corpus if q.corpus.stride(1) == 1 and q.corpus.dtype in ELEMENTS else q.corpus.float().contiguous()
     columns = _columns(corpus, q.metric, half)
     # Twice k where products are exact to a few ulp; rough ones keep more in doubt.
@@ -81,13 +84,16 @@ def _float_rows(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 and x.stride(0) >= x.shape[1] else x.contiguous()
 
 
-def _length(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
-
-
-def _cut(x: Tensor) -> Tensor:
-    """(N,) length of what bfloat16 takes off each row."""
-    return _length(x - x.to(torch.bfloat16).to(torch.float32))
+def _measured(x: Tensor, metric: str, half: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """(N,) float32 scale, float64 length of each row, and float64 length of what bfloat16 takes off it."""
+    length = torch.empty(x.shape[0], dtype=torch.float64)
+    cut = torch.empty_like(length) if half else length
+    stride = x.stride(0) if x.shape[0] > 1 else x.shape[1]
+    _C.measure_rows(
+        x.data_ptr(), stride, *x.shape, length.data_ptr(), address(cut if half else None), torch.get_num_threads()
+    )
+    scale = torch.where(length < SHORTEST_NORM, 0.0, 1.0 / length) if metric == "cosine" else torch.ones_like(length)
+    return scale.float(), length, cut
 
 
 def _columns(corpus: Tensor, metric: str, half: bool) -> Columns:
@@ -97,26 +103,24 @@ def _columns(corpus: Tensor, metric: str, half: bool) -> Columns:
     extremes = torch.zeros(2, dtype=torch.float64)
     for first in range(0, m, TILE_COLS):
         c = _float_rows(corpus[first : first + TILE_COLS])
-        cols, length = slice(first, first + c.shape[0]), _length(c)
+        cols = slice(first, first + c.shape[0])
+        scale[cols], length, cut = _measured(c, metric, half)
         finite = torch.isfinite(length)
-        if metric == "cosine":
-            scale[cols] = inverse_norms(c)
-        elif metric == "l2":
+        if metric == "l2":
             bias[cols] = (length.square() / -2).float()
         bias[cols].masked_fill_(~finite, -torch.inf)  # a row that is not finite is never found
         lengths[cols] = length
-        for k, size in enumerate((length, _cut(c) if half else length)):
+        for k, size in enumerate((length, cut)):
             extremes[k] = torch.maximum(extremes[k], (size * scale[cols]).masked_fill(~finite, 0.0).amax())
     return Columns(scale, bias, lengths, extremes[0], extremes[1])
 
 
 def _queries(query: Tensor, metric: str, half: bool) -> Queries:
     a = _float_rows(query)
-    scale = inverse_norms(a) if metric == "cosine" else torch.ones(a.shape[0])
-    length = _length(a)
+    scale, length, cut = _measured(a, metric, half)
     scale = scale.masked_fill(~torch.isfinite(length), torch.nan)  # a query that is not finite finds nothing
-    length = length * scale
-    return Queries(a, a.to(torch.bfloat16) if half else a, scale, length, _cut(a) * scale if half else length)
+    multiplied = a.to(torch.bfloat16) if half else a
+    return Queries(a, multiplied, scale, length.square(), length * scale, cut * scale)
 
 
 def _search(
@@ -127,9 +131,8 @@ def _search(
     queries = _queries(q.query[rows], q.metric, half)
     looked = torch.zeros(count.shape[0], dtype=torch.int64)
     threshold = torch.full(count.shape, torch.finfo(torch.float32).min)
-    square = _length(queries.rows).square()
     fields = {
-        **_fields(q, rows, queries, corpus, columns), "row_square": address(square), "room": held.shape[1],
+        **_fields(q, rows, queries, corpus, columns), "row_square": address(queries.square), "room": held.shape[1],
         "held": address(held), "count": address(count), "threshold": address(threshold), "looked": address(looked),
     }  # fmt: skip
     seen, rough, threads = 0, False, torch.get_num_threads()
