@@ -1,0 +1,1 @@
+"""Mining: nearest rows of a corpus that is kept, and hard negatives chosen from them."""

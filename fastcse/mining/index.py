@@ -1,0 +1,216 @@
+"""A corpus that is kept: searched, written through, encoded anew, saved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..ops.nearest import TopK
+from . import storage
+from .approximate import FaissIndex
+from .arrays import RowIds, check_finite
+from .bank import Bank
+from .blocks import BLOCK_BYTES, search_blocks
+from .encoded import check_same_width, check_texts, encode_texts, read_texts
+from .request import check_settings, make_search
+
+
+class CorpusIndex(Bank):
+    r"""A corpus of embeddings for nearest-row search: exact by default, through FAISS on request.
+
+    Args:
+        rows:    (M, D) float16 | bfloat16 | float32 | float64 tensor, array or `np.memmap`. Held, not copied: `update`
+                 writes into it, and a memory map larger than memory is read a block at a time.
+        ids:     (M,) unique whole numbers from 0, by which rows are named; None: 0..M-1.
+        metric:  "cosine" | "ip" | "l2", as in `topk`.
+        kind:    "exact": `topk`, on any device. "flat": FAISS, exact in float32. "ivf", "hnsw": FAISS, approximate.
+                 Those of FAISS hold a float32 copy in memory; "flat" and "ivf" use a GPU where faiss sees one.
+        dtype:   convert the rows to this type, which copies them; None keeps theirs.
+        backend: of "exact" only: "triton" | "cpp" | "reference"; None chooses by device and dtype.
+        texts:   M strings, what `refresh` encodes.
+        check:   look for NaN and infinity, in one pass over the rows. FAISS has no rule for them: its kinds always do.
+        options: "exact": block_bytes (1 GiB), rows looked at in one go. "ivf": nlist (4 sqrt(M)), nprobe (nlist / 16,
+                 at least 8). "hnsw": M (32), efConstruction (200), efSearch (64). "flat" and "ivf": gpu (True, False,
+                 or None: if there is one).
+
+    Raises:
+        ValueError: rows are empty or not finite, ids of the wrong length or twice, an unknown metric, kind or option.
+        ModuleNotFoundError: a kind of FAISS without faiss, with the command that installs it.
+
+    Example:
+        >>> index = CorpusIndex(torch.eye(3), ids=[10, 20, 30])
+        >>> index
+        CorpusIndex(3 x 3, float32, metric='cosine', kind='exact', device='cpu')
+        >>> index.search(torch.tensor([[2.0, 1.0, 0.0]]), 2, exclude_id=torch.tensor([10])).indices
+        tensor([[20, 30]])
+    """
+
+    def __init__(
+        self,
+        rows: Tensor | np.ndarray,
+        *,
+        ids: Tensor | np.ndarray | Sequence[int] | None = None,
+        metric: str = "cosine",
+        kind: str = "exact",
+        dtype: torch.dtype | None = None,
+        backend: str | None = None,
+        texts: Sequence[str] | None = None,
+        check: bool = True,
+        **options: Any,
+    ):
+        check_settings(metric, kind, dtype, backend, options)
+        super().__init__(rows, ids, dtype, check or kind != "exact")
+        self.metric, self.kind, self.backend = metric, kind, backend
+        self.texts = None if texts is None else check_texts("texts", texts, len(self))
+        self._encoding: dict = {}
+        self._given, self._faiss = options, None
+        if kind != "exact":
+            self._faiss = FaissIndex(kind, metric, self._rows, options)
+
+    @classmethod
+    def from_texts(
+        cls,
+        model: Any,
+        texts_or_path: str | Path | Sequence[str],
+        *,
+        batch_size: int = 64,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        progress: bool = True,
+        **options: Any,
+    ) -> CorpusIndex:
+        """An index of texts, which it keeps for `refresh`.
+
+        Args:
+            model:         a SentenceTransformer, or anything whose `encode` takes its arguments.
+            texts_or_path: a list of texts, or a text file (`.gz` too) with one a line. Then the id of a text is the
+                           number of its line from 0, and blank lines are passed over.
+            prompt_name, prompt: as in sentence-transformers; kept for `refresh`.
+            options:       of `CorpusIndex`; `dtype` is the type that rows are kept in.
+        """
+        ids, check, dtype = options.pop("ids", None), options.pop("check", True), options.pop("dtype", None)
+        metric, kind = options.pop("metric", "cosine"), options.pop("kind", "exact")
+        backend = options.pop("backend", None)
+        # Encoding may take hours: what is wrong with the rest is said before.
+        check_settings(metric, kind, dtype, backend, options)
+        texts, numbers = read_texts(texts_or_path)
+        ids = RowIds(numbers if ids is None else ids, len(texts), torch.device("cpu")).values
+        encoding = {"batch_size": batch_size, "prompt_name": prompt_name, "prompt": prompt}
+        rows = encode_texts(model, texts, **encoding, progress=progress, dtype=dtype)
+        index = cls(rows, ids=ids, metric=metric, kind=kind, backend=backend, texts=texts, check=check, **options)
+        index._encoding = encoding
+        return index
+
+    def refresh(self, model: Any, *, progress: bool = True) -> None:
+        """Encode all texts anew, as `from_texts` did; the rows are exchanged when all are there.
+
+        Raises:
+            ValueError: the index has no texts, or the model gives rows of another length or that are not finite.
+        """
+        if self.texts is None:
+            raise ValueError("refresh needs the texts, and this index has none: build it by from_texts or with texts=")
+        options = {"progress": progress, "dtype": self.dtype, "device": self.device}
+        rows = encode_texts(model, self.texts, **self._encoding, **options)
+        check_same_width(rows, self._rows)
+        if self._check:
+            check_finite("the model's output", rows, self.ids)
+        if self._faiss is not None:
+            self._faiss = FaissIndex(self.kind, self.metric, rows, self._given)
+        self._rows, self._writable = rows, True
+
+    @torch.no_grad()
+    def search(
+        self,
+        query: Tensor | np.ndarray,
+        k: int,
+        *,
+        exclude_id: Tensor | None = None,
+        max_score: float | Tensor | None = None,
+        min_score: float | Tensor | None = None,
+    ) -> TopK:
+        """The k best rows for each query, named by id.
+
+        Args:
+            query:      (N, D) in any of the types, on any device; blocks of rows on the CPU are moved to it.
+            k:          1 <= k <= M; kinds of FAISS take more and fill up.
+            exclude_id: (N,) int64, an id to leave out for each query, or (N, E), several, padded by -1; one that is not
+                        in the index leaves nothing out.
+            max_score, min_score: a number, or (N,) one for each query, as in `topk`.
+
+        Returns:
+            TopK(values, indices), (N, k) each, on the device of the query: values float32 (float64 if query and rows
+            are and the kind is "exact"), best first; equal values by ascending id. Where fewer take part, the rest is
+            id -1 with the worst value.
+
+        Numerics:
+            "exact" as `topk`. FAISS compares float32 products: at the last place it chooses among equals as it likes.
+        """
+        most = len(self) if self.kind == "exact" else None
+        settings = self.metric, self.backend
+        search = make_search(query, k, exclude_id, min_score, max_score, self.dim, most, settings)
+        home = search.query.device
+        if self._faiss is not None:
+            found = self._faiss.search(search, self._ids)
+        else:
+            where = home if self.device.type == "cpu" else self.device
+            found = search_blocks(self._rows, self._ids, search.to(where), self.options["block_bytes"])
+        return TopK(found.values.to(home), found.indices.to(home))
+
+    def _check_replaceable(self) -> None:
+        super()._check_replaceable()
+        if self._faiss is not None:
+            self._faiss.check_replaceable()
+
+    def _replaced(self, place: Tensor, rows: Tensor) -> None:
+        if self._faiss is not None:
+            self._faiss.replace(place, rows)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the index to a folder: rows, ids, texts, FAISS's index, and a manifest with a checksum for each.
+
+        It is written beside the folder (`.NAME.saving-...`, which a killed process leaves there) and then put in its
+        place, so that an earlier index is whole until the new one is.
+        """
+        options = {name: value for name, value in self.options.items() if name != "gpu"}  # of this machine
+        about = {
+            "metric": self.metric, "kind": self.kind, "options": options, "check": self._check,
+            "encoding": self._encoding,
+        }  # fmt: skip
+        storage.save(folder, storage.Contents(self._rows, self.ids, self.texts, self._faiss, about))
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, *, mmap: bool = True, verify: bool = True, backend: str | None = None
+    ) -> CorpusIndex:
+        """The index that `save` wrote.
+
+        Args:
+            mmap:    leave the rows on the disk, read only; False reads them into memory, where `update` can write.
+            verify:  compare checksums, which reads every file once; sizes are always compared.
+
+        Raises:
+            ValueError: nothing was saved there, by another version, or a file is missing, cut short or damaged.
+        """
+        contents, writable, path = storage.load(folder, mmap=mmap, verify=verify)
+        about, given = contents.about, {"ids": contents.ids, "texts": contents.texts, "check": False}
+        check_settings(about["metric"], about["kind"], None, backend, {})
+        index = cls(contents.rows, metric=about["metric"], backend=backend, **given)
+        index.kind, index._check, index._given = about["kind"], about["check"], about["options"]
+        index._writable, index._encoding = writable, about["encoding"]
+        if path is not None:
+            index._faiss = FaissIndex(index.kind, index.metric, index._rows, index._given, path)
+        return index
+
+    @property
+    def options(self) -> dict:
+        """The options of the kind, with what was left out filled in."""
+        return dict(self._faiss.options) if self._faiss is not None else {"block_bytes": BLOCK_BYTES} | self._given
+
+    def __repr__(self) -> str:
+        kind = f"{str(self.dtype).removeprefix('torch.')}, metric={self.metric!r}, kind={self.kind!r}"
+        return f"CorpusIndex({len(self)} x {self.dim}, {kind}, device={str(self.device)!r})"

@@ -1,0 +1,205 @@
+"""A corpus spread over the ranks of torch.distributed: each searches its part, and results are merged exactly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..ops.nearest import TopK
+from .blocks import merge_best
+from .index import CorpusIndex
+from .request import make_search
+
+IDS_PER_MESSAGE = 1 << 20
+
+
+class ShardedIndex:
+    """The corpus whose parts the ranks of a group hold, searched as one index would be.
+
+    Making one and searching it are collective: every rank of the group calls them, each with queries of its own, and a
+    mistake on one rank is an error on all of them.
+
+    Args:
+        local_index: this rank's part, its ids being those of the whole corpus; None where a rank has no rows.
+        group:       a process group, or None for the default one.
+
+    Raises:
+        ValueError: parts differ in metric or length of rows, an id is on two ranks, or no rank has rows.
+
+    Example:
+        A process group of one rank, where the whole corpus is the part:
+
+        >>> import tempfile, torch.distributed as dist
+        >>> store = dist.FileStore(tempfile.mktemp(), 1)
+        >>> dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+        >>> index = ShardedIndex(CorpusIndex(torch.eye(3)))
+        >>> index.search(torch.tensor([[2.0, 1.0, 0.0]]), 2).indices
+        tensor([[0, 1]])
+        >>> dist.destroy_process_group()
+    """
+
+    def __init__(self, local_index: CorpusIndex | None, group: dist.ProcessGroup | None = None):
+        self.local_index, self.group = local_index, group
+        strange = not isinstance(local_index, CorpusIndex | None)
+        mistake = f"local_index must be a CorpusIndex or None, got {type(local_index).__name__}" if strange else None
+        _raise_together(ValueError, self._exchange(mistake))
+        mine = None if local_index is None else (local_index.metric, local_index.dim)
+        parts = self._exchange((mine, 0 if local_index is None else len(local_index), _is_double(local_index)))
+        kinds = {kind for kind, _, _ in parts if kind is not None}
+        if len(kinds) != 1:
+            found = ", ".join(f"rank {rank}: {kind}" for rank, (kind, _, _) in enumerate(parts))
+            raise ValueError(f"all parts must have one metric and length of rows, got {found}")
+        ((self.metric, self.dim),) = kinds
+        self._lengths, self._double = [length for _, length, _ in parts], all(double for _, _, double in parts)
+        self._check_ids()
+
+    def __len__(self) -> int:
+        """Rows of the whole corpus."""
+        return sum(self._lengths)
+
+    @torch.no_grad()
+    def search(
+        self,
+        query: Tensor,
+        k: int,
+        *,
+        exclude_id: Tensor | None = None,
+        max_score: float | Tensor | None = None,
+        min_score: float | Tensor | None = None,
+    ) -> TopK:
+        """The k best rows of the whole corpus for each query of this rank, named by id, as `CorpusIndex.search`.
+
+        Args:
+            query: (N, D); N may differ between ranks, and may be 0.
+            k:     the same on all ranks, at most the rows of all parts.
+
+        Returns:
+            TopK(values, indices), (N, k) each: what one index over all parts gives.
+        """
+        mine, plan = self._agree(query, k, exclude_id, max_score, min_score)
+        whole, found, error = self._gathered(mine, plan), (), None
+        try:
+            found = self._search_part(whole, k)
+        except (RuntimeError, ValueError, MemoryError) as failure:
+            error = f"{type(failure).__name__}: {failure}"
+        _raise_together(RuntimeError, self._exchange(error))
+        # Row block r of what this rank found belongs to rank r's queries.
+        counts = [described["n"] for described in plan]
+        own, received = counts[self._rank()], []
+        for part in found:
+            out = part.new_zeros(own * len(counts), k)
+            dist.all_to_all_single(out, part.contiguous(), [own] * len(counts), counts, group=self.group)
+            received.append(out.view(len(counts), own, k).transpose(0, 1).reshape(own, len(counts) * k))
+        double = self._double and whole["query"].dtype == torch.float64
+        values = received[0].to(torch.float64 if double else torch.float32)
+        best, home = merge_best(values, received[1], k, self.metric), getattr(query, "device", "cpu")
+        return TopK(best.values.to(home), best.indices.to(home))
+
+    def _agree(self, query: Tensor, k: int, exclude_id: Any, max_score: Any, min_score: Any) -> tuple[dict, list[dict]]:
+        """This rank's tensors, and what every rank brings. No rank goes on before all are known to be sound."""
+        mine, error = {}, None
+        try:
+            mine = self._own(query, k, exclude_id, max_score, min_score)
+        except ValueError as mistake:
+            error = str(mistake)
+        described = {"error": error, "k": k, "n": mine["query"].shape[0] if mine else 0}
+        described["shapes"] = {name: (x.shape[1], x.dtype) for name, x in mine.items()}
+        plan = self._exchange(described)
+        _raise_together(ValueError, [other["error"] for other in plan])
+        if len({other["k"] for other in plan}) > 1:
+            raise ValueError(f"k must be the same on all ranks, got {[other['k'] for other in plan]}")
+        types = {other["shapes"]["query"][1] for other in plan}
+        if len(types) > 1:
+            raise ValueError(f"query must be of one type on all ranks, got {sorted(map(str, types))}")
+        return mine, plan
+
+    def _own(self, query: Tensor, k: int, exclude_id: Any, max_score: Any, min_score: Any) -> dict[str, Tensor]:
+        """This rank's queries (N, D), ids to leave out (N, E) and bounds (N, 2), checked."""
+        empty = isinstance(query, Tensor) and query.dim() == 2 and query.shape[0] == 0
+        if empty:  # as a search of one row, so that its type and length are checked alike
+            query, exclude_id, max_score, min_score = query.new_zeros(1, query.shape[1]), None, None, None
+        search = make_search(query, k, exclude_id, min_score, max_score, self.dim, len(self), (self.metric, None))
+        n, device = search.query.shape[0], self._device(search.query)
+        none = search.exclude is None or search.exclude.shape[1] == 0
+        exclude = torch.full((n, 1), -1) if none else search.exclude
+        bounds = torch.tensor([-torch.inf, torch.inf], dtype=torch.float64, device=device).repeat(n, 1)
+        for column, bound in enumerate((search.min_score, search.max_score)):
+            if bound is not None:
+                bounds[:, column] = bound
+        own = {"query": search.query, "exclude": exclude, "bounds": bounds}
+        return {name: x.to(device)[: 0 if empty else n] for name, x in own.items()}
+
+    def _gathered(self, mine: dict[str, Tensor], plan: list[dict]) -> dict[str, Tensor]:
+        """The tensors of all ranks, one rank's rows after another's; sent as bytes, padded to the longest."""
+        counts = [described["n"] for described in plan]
+        whole = {}
+        for name, x in mine.items():
+            width = max(described["shapes"][name][0] for described in plan)
+            padded = torch.full((max(counts), width), -1, dtype=x.dtype, device=x.device)
+            padded[: x.shape[0], : x.shape[1]] = x
+            parts = [torch.zeros_like(padded) for _ in counts]
+            if max(counts):
+                sent, into = padded.view(torch.uint8), [part.view(torch.uint8) for part in parts]
+                dist.all_gather(into, sent, group=self.group)
+            whole[name] = torch.cat([part[:count] for part, count in zip(parts, counts)])
+        return whole
+
+    def _search_part(self, whole: dict[str, Tensor], k: int) -> tuple[Tensor, Tensor]:
+        """(all queries, k) values in float64 and ids of this rank's rows, filled up with -1."""
+        query, bounds = whole["query"], whole["bounds"]
+        if self.local_index is None or query.shape[0] == 0:
+            none = torch.full((query.shape[0], k), -1, device=query.device)
+            return none.double(), none
+        found = self.local_index.search(
+            query, min(k, len(self.local_index)), exclude_id=whole["exclude"], min_score=bounds[:, 0].contiguous(),
+            max_score=bounds[:, 1].contiguous(),
+        )  # fmt: skip
+        return tuple(merge_best(found.values.double(), found.indices, k, self.metric))
+
+    def _check_ids(self) -> None:
+        """An id that two ranks hold would be found twice. Each rank's ids go round, some at a time."""
+        device = self._device(None if self.local_index is None else self.local_index.ids)
+        mine = torch.zeros(0, dtype=torch.int64) if self.local_index is None else self.local_index.ids.sort().values
+        mine, twice = mine.to(device), None
+        for rank, length in enumerate(self._lengths):
+            for first in range(0, length, IDS_PER_MESSAGE):
+                count = min(IDS_PER_MESSAGE, length - first)
+                own = rank == self._rank()
+                some = mine[first : first + count].clone() if own else mine.new_zeros(count)
+                dist.broadcast(some, group_src=rank, group=self.group)
+                if not own and mine.numel():
+                    place = torch.searchsorted(mine, some).clamp_max(mine.shape[0] - 1)
+                    same = some[mine[place] == some]
+                    twice = int(same[0]) if twice is None and same.numel() else twice
+        found = [(rank, x) for rank, x in enumerate(self._exchange(twice)) if x is not None]
+        if found:
+            raise ValueError(f"ids must be unique over all ranks, got {found[0][1]} on rank {found[0][0]} and another")
+
+    def _exchange(self, mine: Any) -> list:
+        """What every rank passes, by rank."""
+        everyone = [None] * dist.get_world_size(self.group)
+        dist.all_gather_object(everyone, mine, group=self.group)
+        return everyone
+
+    def _rank(self) -> int:
+        return dist.get_rank(self.group)
+
+    def _device(self, x: Tensor | None) -> torch.device:
+        """Where the group's messages are: on a GPU only where it must be so."""
+        if dist.get_backend(self.group) == "nccl":
+            return x.device if x is not None and x.is_cuda else torch.device("cuda", torch.cuda.current_device())
+        return torch.device("cpu")
+
+
+def _is_double(index: CorpusIndex | None) -> bool:
+    return index is None or (index.dtype == torch.float64 and index.kind == "exact")
+
+
+def _raise_together(kind: type[Exception], errors: list[str | None]) -> None:
+    """Raise what went wrong on some ranks, on all of them: a rank that goes on alone would wait for the others."""
+    wrong = [f"rank {rank}: {error}" for rank, error in enumerate(errors) if error]
+    if wrong:
+        raise kind("; ".join(wrong))

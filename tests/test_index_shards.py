@@ -1,0 +1,245 @@
+"""A corpus over the ranks of torch.distributed: real processes, gloo, compared with one index over everything."""
+
+import contextlib
+import multiprocessing
+import re
+import traceback
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from fastcse import CorpusIndex
+from fastcse.mining import shards
+from fastcse.mining.shards import ShardedIndex
+
+SECONDS = 60
+SEED = 20231018
+
+
+def parts_of(ids, ranks):
+    """Uneven parts of the corpus: rank 0 has two rows, the others the rest in turns."""
+    return [ids[:2], *(ids[2 + rank :: ranks - 1] for rank in range(ranks - 1))]
+
+
+def corpus(dtype=torch.float32):
+    """Rows of small whole numbers, where ties are many, and ids in no order."""
+    torch.manual_seed(SEED)
+    return torch.randint(-2, 3, (61, 4)).to(dtype), torch.randperm(900)[:61]
+
+
+def queries(rank):
+    """This rank's queries, and ids to leave out; none on rank 1."""
+    torch.manual_seed(SEED + 1 + rank)
+    n = (5, 0, 9)[rank]
+    exclude = corpus()[1][torch.randint(61, (n, 2 + rank))]
+    return torch.randint(-2, 3, (n, 4)).float(), exclude
+
+
+def same_as_one_index(rank, ranks, metric, dtype, kind):
+    rows, ids = corpus(dtype)
+    mine = parts_of(torch.arange(61), ranks)[rank]
+    options = {"block_bytes": 99} if kind == "exact" else {}
+    index = ShardedIndex(CorpusIndex(rows[mine], ids=ids[mine], metric=metric, kind=kind, **options))
+    assert len(index) == 61
+    whole = CorpusIndex(rows, ids=ids, metric=metric)
+    query, exclude = queries(rank)
+    query = query.to(torch.float64 if dtype == torch.float64 else torch.float32)
+    for k in (1, 7, 61):
+        for options in (
+            {},
+            {"exclude_id": exclude[:, 0]},
+            {"exclude_id": exclude},
+            {"min_score": -0.5, "max_score": torch.linspace(0, 5, len(query))},
+            {"exclude_id": exclude} if rank == 0 else {},
+            {"exclude_id": exclude[:, :0]},
+        ):
+            got = index.search(query, k, **options)
+            assert got.values.shape == got.indices.shape == (len(query), k)
+            if len(query) == 0:
+                continue
+            expected = whole.search(query, k, **options)
+            assert torch.equal(got.values, expected.values)
+            assert got.values.dtype == expected.values.dtype
+            if kind == "exact":
+                assert torch.equal(got.indices, expected.indices)
+
+
+def message_of(rank, ranks, act, *arguments):
+    """What a rank is told when something is wrong on another."""
+    rows, ids = corpus()
+    mine = parts_of(torch.arange(61), ranks)[rank]
+    index = ShardedIndex(CorpusIndex(rows[mine], ids=ids[mine]))
+    query = queries(0)[0]
+    try:
+        act(rank, index, query, *arguments)
+    except (ValueError, RuntimeError) as error:
+        message = f"{type(error).__name__}: {error}"
+    else:
+        message = None
+    # Whatever went wrong, the group is still in step.
+    assert index.search(query, 3).indices.shape == (5, 3)
+    return message
+
+
+def _too_many(rank, index, query):
+    index.search(query, 62)
+
+
+def _other_k(rank, index, query):
+    index.search(query, 3 + rank)
+
+
+def _wrong_width(rank, index, query):
+    index.search(query[:, :3] if rank == 1 else query, 3)
+
+
+def _wrong_empty(rank, index, query):
+    index.search(query[:0, :3] if rank == 1 else query, 3)
+
+
+def _wrong_type(rank, index, query):
+    index.search(query.half() if rank == 1 else query, 3)
+
+
+def _wrong_exclude(rank, index, query):
+    index.search(query, 3, exclude_id=torch.arange(4) if rank == 1 else None)
+
+
+def _fails_on_one(rank, index, query):
+    def failing(*_, **__):
+        raise RuntimeError("out of memory")
+
+    if rank == 1:
+        index.local_index.search = failing
+    try:
+        index.search(query, 3)
+    finally:
+        index.local_index.__dict__.pop("search", None)
+
+
+MISTAKES = [
+    (_too_many, r"ValueError: rank 0: k must be a whole number from 1 to the 61 rows of the index, got 62; rank 1: .*"),
+    (_other_k, r"ValueError: k must be the same on all ranks, got \[3, 4\]"),
+    (_wrong_width, r"ValueError: rank 1: query must have rows of length 4 as the index has, got shape \(5, 3\)"),
+    (_wrong_empty, r"ValueError: rank 1: query must have rows of length 4 as the index has, got shape .*"),
+    (_wrong_type, r"ValueError: query must be of one type on all ranks, got \['torch.float16', 'torch.float32'\]"),
+    (_wrong_exclude, r"ValueError: rank 1: exclude_id must have shape \(5,\) or \(5, E\), .* got \(4,\)"),
+    (_fails_on_one, r"RuntimeError: rank 1: RuntimeError: out of memory"),
+]
+
+
+def every_mistake(rank, ranks):
+    return [message_of(rank, ranks, act) for act, _ in MISTAKES]
+
+
+def made_wrong(rank, ranks):
+    """What every rank is told of parts that do not fit together."""
+    told = []
+    for part in (
+        CorpusIndex(torch.eye(4), ids=[[1, 2, 3, 4], [9, 8, 7, 3]][rank]),
+        CorpusIndex(torch.eye(4), ids=torch.arange(4) + 4 * rank, metric=["ip", "l2"][rank]),
+        CorpusIndex(torch.eye(4 + rank)),
+        None,
+        [CorpusIndex(torch.eye(4)), torch.eye(4)][rank],
+    ):
+        with pytest.raises(ValueError) as caught:  # noqa: PT011
+            ShardedIndex(part)
+        told.append(str(caught.value))
+    return told
+
+
+def ids_in_many_messages(rank, ranks):
+    shards.IDS_PER_MESSAGE = 3
+    ids = torch.randperm(50, generator=torch.Generator().manual_seed(0))
+    mine = [ids[:31], ids[31:]][rank]
+    assert len(ShardedIndex(CorpusIndex(torch.randn(len(mine), 3), ids=mine))) == 50
+    mine = [ids[:31], torch.cat([ids[31:], ids[30:31]])][rank]
+    with pytest.raises(ValueError, match=f"ids must be unique over all ranks, got {int(ids[30])} on rank"):
+        ShardedIndex(CorpusIndex(torch.randn(len(mine), 3), ids=mine))
+
+
+def a_rank_without_rows(rank, ranks):
+    rows = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    index = ShardedIndex(CorpusIndex(rows) if rank == 1 else None)
+    got = index.search(rows[:2], 8)
+    assert torch.equal(got.indices, CorpusIndex(rows).search(rows[:2], 8).indices)
+    assert index.search(rows[:0], 2).indices.shape == (0, 2)
+
+
+def a_group_of_some(rank, ranks):
+    group = dist.new_group([1, 2])
+    if rank == 0:
+        return
+    rows, ids = torch.randn(8, 3, generator=torch.Generator().manual_seed(0)), torch.arange(8)
+    mine = ids[rank - 1 :: 2]
+    index = ShardedIndex(CorpusIndex(rows[mine], ids=mine), group)
+    got = index.search(rows[mine].numpy(), 5)
+    assert torch.equal(got.indices, CorpusIndex(rows).search(rows[mine], 5).indices)
+
+
+def _worker(rank, ranks, store, send, jobs):
+    """Runs jobs one after another in one group of processes: starting one takes seconds."""
+    torch.set_num_threads(1)
+    try:
+        dist.init_process_group(
+            "gloo", store=dist.FileStore(store, ranks), rank=rank, world_size=ranks, timeout=timedelta(seconds=SECONDS)
+        )
+        answers = [job(rank, ranks, *arguments) for job, *arguments in jobs]
+        dist.barrier()
+        dist.destroy_process_group()
+        send.put((rank, answers, None))
+    except BaseException:
+        send.put((rank, None, traceback.format_exc()))
+
+
+def together(tmp_path, ranks, jobs):
+    """The answers of every rank to every job; a hang or an error on any rank fails."""
+    context = multiprocessing.get_context("spawn")
+    answers, store = context.Queue(), str(tmp_path / "store")
+    started = [context.Process(target=_worker, args=(r, ranks, store, answers, jobs)) for r in range(ranks)]
+    for process in started:
+        process.start()
+    try:
+        got = [answers.get(timeout=2 * SECONDS) for _ in started]
+        for process in started:
+            process.join(timeout=SECONDS)
+        assert [process.exitcode for process in started] == [0] * ranks
+    finally:
+        for process in started:
+            with contextlib.suppress(ValueError):
+                process.kill()
+    errors = [f"rank {rank}:\n{error}" for rank, _, error in got if error]
+    assert not errors, "\n".join(errors)
+    return [answer for _, answer, _ in sorted(got, key=lambda x: x[0])]
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_shards_give_what_one_index_gives(tmp_path, ranks):
+    jobs = [(same_as_one_index, metric, torch.float32, "exact") for metric in ("cosine", "ip", "l2")]
+    jobs += [(same_as_one_index, "ip", torch.bfloat16, "exact"), (same_as_one_index, "l2", torch.float64, "exact")]
+    jobs += [(same_as_one_index, "ip", torch.float32, "flat")]
+    if ranks == 3:
+        jobs.append((a_group_of_some,))
+    together(tmp_path, ranks, jobs)
+
+
+def test_mistakes_are_said_on_every_rank_and_nobody_waits(tmp_path):
+    jobs = [(every_mistake,), (made_wrong,), (ids_in_many_messages,), (a_rank_without_rows,)]
+    first, second = together(tmp_path, 2, jobs)
+    for (_, expected), one, other in zip(MISTAKES, first[0], second[0]):
+        assert one == other
+        assert re.fullmatch(expected, one), one
+    assert first[1] == second[1]
+    for told, expected in zip(
+        first[1],
+        [
+            r"ids must be unique over all ranks, got 3 on rank 0 and another",
+            r"all parts must have one metric and length of rows, got rank 0: \('ip', 4\), rank 1: \('l2', 4\)",
+            r"all parts must have one metric and length of rows, got rank 0: \('cosine', 4\), rank 1: \('cosine', 5\)",
+            r"all parts must have one metric and length of rows, got rank 0: None, rank 1: None",
+            r"rank 1: local_index must be a CorpusIndex or None, got Tensor",
+        ],
+    ):
+        assert re.fullmatch(expected, told), told
