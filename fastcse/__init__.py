@@ -4,6 +4,10 @@ from .losses.contrastive import CandidateBlock, ContrastiveStats, LossAndStats
 from .losses.focal import focal_infonce_loss
 from .losses.infonce import infonce_loss
 from .losses.spread import alignment, uniformity
+from .mining.index import CorpusIndex
+from .mining.negatives import MinedNegatives, mine_negatives
+from .mining.positives import Positives
+from .mining.texts import mine_hard_negatives
 from .modules import FocalInfoNCELoss, InfoNCELoss
 from .ops.all_pairs import similarity
 from .ops.dispatch import BackendStatus, backends, last_backend
@@ -15,15 +19,20 @@ __all__ = [
     "BackendStatus",
     "CandidateBlock",
     "ContrastiveStats",
+    "CorpusIndex",
     "FocalInfoNCELoss",
     "InfoNCELoss",
     "LossAndStats",
+    "MinedNegatives",
+    "Positives",
     "TopK",
     "alignment",
     "backends",
     "focal_infonce_loss",
     "infonce_loss",
     "last_backend",
+    "mine_hard_negatives",
+    "mine_negatives",
     "similarity",
     "topk",
     "uniformity",

@@ -1,0 +1,637 @@
+"""mine_negatives against a plain loop over queries; windows that widen, sampling, a second model, what is refused."""
+
+import io
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import fastcse
+from fastcse import CorpusIndex, Positives, mine_negatives
+from fastcse.mining import negatives
+from fastcse.mining.filters import Filters
+from fastcse.mining.report import report_table, summarize
+
+every_metric = pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
+
+
+def rows(n, d, device="cpu", seed=0):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed)).to(device)
+
+
+def pairs(queries, m, count, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    query = torch.randint(queries, (count,), generator=generator)
+    return Positives.from_pairs(query, torch.randint(m, (count,), generator=generator), queries)
+
+
+def score_matrix(query, corpus, metric):
+    q, c = query.cpu().double(), corpus.cpu().double()
+    if metric == "l2":
+        return -torch.cdist(q, c, compute_mode="donot_use_mm_for_euclid_dist").float()
+    if metric == "cosine":
+        q, c = (x / x.norm(dim=1, keepdim=True).clamp_min(1e-8) for x in (q, c))
+    return (q @ c.T).float()
+
+
+def mined_by_hand(score, positives, *, exclude=None, range_min=0, range_max=None, max_score=None, min_score=None,
+                  absolute_margin=None, relative_margin=None, num_negatives=3, include_positives=False):  # fmt: skip
+    """(Q, num_negatives) rows, one query after another."""
+    out = np.full((len(score), num_negatives), -1)
+    most = int(positives.counts.max())
+    for i, s in enumerate(score.numpy()):
+        own = positives.columns[positives.offsets[i] : positives.offsets[i + 1]].numpy()
+        out_of = set() if exclude is None else set(exclude[i].tolist()) - (set(own) if include_positives else set())
+        order = [j for j in np.lexsort((np.arange(len(s)), -s)) if j not in out_of]
+        if range_max is not None:
+            order = order[: range_max + most]
+        p, left = min((s[j] for j in own), default=np.float32(np.inf)), []
+        for j in order:
+            drop = j in own and not include_positives
+            drop |= absolute_margin is not None and s[j] + np.float32(absolute_margin) > p
+            drop |= relative_margin is not None and len(own) > 0 and s[j] > p - abs(p) * np.float32(relative_margin)
+            drop |= max_score is not None and s[j] > np.float32(max_score)
+            drop |= min_score is not None and s[j] < np.float32(min_score)
+            left += [] if drop else [j]
+        found = left[range_min:range_max][:num_negatives]
+        out[i, : len(found)] = found
+    return torch.from_numpy(out)
+
+
+OPTIONS = {
+    "plain": {},
+    "one": {"num_negatives": 1},
+    "skip": {"range_min": 4},
+    "window": {"range_min": 2, "range_max": 9, "num_negatives": 7},
+    "max": {"max_score": 0.2},
+    "min": {"min_score": 0.3},
+    "both": {"max_score": 0.45, "min_score": 0.2, "num_negatives": 5},
+    "absolute": {"absolute_margin": 0.1},
+    "absolute window": {"absolute_margin": 0.1, "range_max": 30},
+    "relative": {"relative_margin": 0.05, "range_min": 1},
+    "relative window": {"relative_margin": 0.3, "range_max": 40, "num_negatives": 6},
+    "all": {"absolute_margin": 0.01, "relative_margin": 0.05, "max_score": 0.3, "min_score": -0.3, "num_negatives": 8},
+    "negative margin": {"relative_margin": -0.2, "absolute_margin": -0.1},
+    "with positives": {"include_positives": True, "num_negatives": 6},
+    "with positives, filtered": {"include_positives": True, "max_score": 0.4, "range_max": 30},
+    "many": {"num_negatives": 90, "range_min": 5},
+}
+every_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+
+
+class Plain:
+    """Somebody else's index: numpy in its own way, no bounds."""
+
+    def __init__(self, corpus, metric="cosine"):
+        self.corpus, self.metric, self.asked = corpus, metric, []
+
+    def search(self, query, k):
+        self.asked.append((len(query), k))
+        score = score_matrix(query, self.corpus, self.metric)
+        values, ids = score.sort(dim=1, descending=True, stable=True)
+        return values[:, :k].numpy(), ids[:, :k].numpy()
+
+    def rows(self, ids):
+        return self.corpus[ids].numpy()
+
+    def __len__(self):
+        return len(self.corpus)
+
+
+@every_option
+@pytest.mark.parametrize("source", ["rows", "index", "flat", "foreign"])
+def test_as_by_hand(options, source):
+    query, corpus, positives = rows(40, 8), rows(120, 8, seed=2), pairs(40, 120, 70)
+    exclude = torch.randint(-1, 120, (40, 2), generator=torch.Generator().manual_seed(4))
+    score = score_matrix(query, corpus, "cosine")
+    where = {"rows": corpus, "index": CorpusIndex(corpus), "foreign": Plain(corpus)}
+    held = where[source] if source in where else CorpusIndex(corpus, kind="flat")
+    got = mine_negatives(query, held, positives, exclude=exclude, **options)
+    expected = mined_by_hand(score, positives, exclude=exclude, **options)
+    torch.testing.assert_close(got.indices, expected)
+    there = expected >= 0
+    expected_score = score.gather(1, expected.clamp_min(0))
+    torch.testing.assert_close(got.scores[there], expected_score[there], rtol=0, atol=2e-7)
+    assert (got.scores[~there] == -math.inf).all()
+    torch.testing.assert_close(got.positive_scores, score[positives.queries, positives.columns], rtol=0, atol=2e-7)
+
+
+@pytest.mark.interpreted_by_value
+@every_metric
+@every_option
+def test_every_backend_as_by_hand(forced, device, metric, options):
+    query, corpus, positives = rows(12, 5, device), rows(60, 5, device, seed=2), pairs(12, 60, 20)
+    got = forced(mine_negatives, query, corpus, positives, metric=metric, **options)
+    expected = mined_by_hand(score_matrix(query, corpus, metric), positives, **options)
+    torch.testing.assert_close(got.indices, expected)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64, np.float32, "map"])
+def test_types_and_arrays(kind, tmp_path):
+    query, corpus = rows(10, 6).half().float(), rows(30, 6, seed=3).half().float()
+    positives = torch.arange(10)
+    if kind == "map":
+        np.save(tmp_path / "rows.npy", corpus.numpy())
+        given = query.numpy(), np.load(tmp_path / "rows.npy", mmap_mode="r")
+    elif kind == np.float32:
+        given = query.numpy(), corpus.numpy()
+    else:
+        given = query.to(kind), corpus.to(kind)
+    score = score_matrix(*(torch.as_tensor(np.array(x)) if kind in (np.float32, "map") else x for x in given), "cosine")
+    got = mine_negatives(*given, positives, max_score=0.5)
+    torch.testing.assert_close(got.indices, mined_by_hand(score, got.positives, max_score=0.5))
+    assert got.scores.dtype == got.positive_scores.dtype == torch.float32
+
+
+def test_inputs_are_not_written_and_the_result_is_on_the_host(device):
+    query, corpus = rows(6, 4, device), rows(9, 4, device, seed=1)
+    kept = query.clone(), corpus.clone()
+    got = mine_negatives(query, corpus, torch.arange(6), relative_margin=0.1)
+    assert torch.equal(query, kept[0])
+    assert torch.equal(corpus, kept[1])
+    tensors = [got.indices, got.scores, got.positive_scores, *got.positives]
+    assert {x.device.type for x in tensors} == {"cpu"}
+
+
+def test_ids_of_an_index_name_its_rows():
+    corpus = rows(20, 4)
+    ids = torch.randperm(100)[:20]
+    by_row = mine_negatives(corpus[:5], corpus, torch.arange(5))
+    by_id = mine_negatives(corpus[:5], CorpusIndex(corpus, ids=ids), ids[:5])
+    torch.testing.assert_close(by_id.indices, ids[by_row.indices])
+
+
+# ---------------------------------------------------------------- edges of the filters
+
+
+def on_a_line(*cosines):
+    """Unit rows with these cosines to the query (1, 0)."""
+    c = torch.tensor(cosines, dtype=torch.float64)
+    return torch.stack([c, (1 - c.square()).sqrt()], 1)
+
+
+QUERY = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+
+
+AT_A_BOUND = [
+    ({"min_score": 0.4}, [1, 2]),  # which drops none of the best, so that nothing is searched further
+    ({"max_score": 0.4}, [2, 3, 4, 5]),
+    ({"absolute_margin": 0.1}, [2, 3, 4, 5]),  # 0.4 + 0.1 is 0.5 in float32, and not above it
+    ({"absolute_margin": 0.0}, [1, 2, 3, 4, 5]),
+    ({"relative_margin": 0.0}, [1, 2, 3, 4, 5]),
+    ({"absolute_margin": 0.1, "min_score": 0.0}, [2, 3, 4]),
+]
+FAR = [(*case, first) for first in (0, 60) for case in AT_A_BOUND[first > 0 :]]
+
+
+@pytest.mark.parametrize(("options", "kept", "first"), FAR, ids=str)
+def test_a_bound_itself_is_kept(options, kept, first):
+    corpus = on_a_line(*[0.9] * first, 0.5, 0.5, 0.4, 0.2, 0.0, -0.3)
+    got = mine_negatives(QUERY, corpus, torch.tensor([first]), num_negatives=5, **options)
+    assert got.widened == (first > 0)
+    assert [i - first for i in got.indices[0].tolist() if i >= 0] == kept
+
+
+@pytest.mark.parametrize("margin", [0.1, 0.5, 1.0, -0.3])
+def test_what_the_filters_keep_lies_between_their_bounds(margin):
+    positive = rows(1, 200)[0] / 2
+    near = positive - margin
+    for _ in range(4):
+        near = torch.nextafter(near, torch.full_like(near, -9.0))
+    scores = [near]
+    for _ in range(12):
+        scores.append(torch.nextafter(scores[-1], torch.full_like(near, 9.0)))
+    scores, seen = torch.stack(scores, 1), []
+    for filters in (Filters(absolute_margin=margin), Filters(relative_margin=margin, max_score=0.1, min_score=-0.7)):
+        low, high = filters.bounds(positive)
+        kept = filters.apply(scores, positive) > -math.inf
+        seen += [kept.any(), not kept.all()]
+        assert ((scores.double() >= low[:, None]) & (scores.double() <= high[:, None]))[kept].all()
+    assert seen[0]  # the scores lie on both sides of the bounds
+    assert seen[1]
+
+
+def test_a_margin_of_a_negative_score_lowers_the_bound_too():
+    corpus = on_a_line(-0.4, -0.38, -0.42, -0.45, -0.6)
+    got = mine_negatives(QUERY, corpus, torch.tensor([0]), relative_margin=0.1, num_negatives=4)
+    assert got.indices.tolist() == [[3, 4, -1, -1]]  # -0.4 - 0.04
+
+
+def test_the_weakest_positive_sets_the_margin():
+    corpus = on_a_line(0.9, 0.5, 0.6, 0.48, 0.3)
+    got = mine_negatives(QUERY, corpus, Positives.from_pairs([0, 0], [0, 1]), absolute_margin=0.05, num_negatives=2)
+    assert got.indices.tolist() == [[4, -1]]
+
+
+def test_equal_scores_go_to_the_lower_row(forced, device):
+    corpus = torch.eye(4, device=device)[[1, 0, 0, 2, 0, 0]]
+    got = forced(mine_negatives, torch.eye(4, device=device)[:1], corpus, torch.tensor([2]), num_negatives=4)
+    assert got.indices.tolist() == [[1, 4, 5, 0]]
+
+
+def test_counts_say_what_each_filter_dropped_of_what_reached_it():
+    corpus = on_a_line(0.9, 0.89, 0.8, 0.7, 0.5, 0.3, 0.1)
+    got = mine_negatives(QUERY, corpus, torch.tensor([0]), absolute_margin=0.05, relative_margin=0.15, max_score=0.6,
+                         min_score=0.2, exclude=torch.tensor([6]))  # fmt: skip
+    assert got.counts == {
+        "exclude": (1, 7), "positive": (1, 6), "absolute_margin": (1, 5), "relative_margin": (1, 4),
+        "max_score": (1, 3), "min_score": (0, 2),
+    }  # fmt: skip
+    assert got.indices.tolist() == [[4, 5, -1]]
+    order = ["exclude", "positive", "absolute_margin", "relative_margin", "max_score", "min_score"]
+    assert list(got.counts) == order
+
+
+# ---------------------------------------------------------------- degenerate
+
+
+def test_every_row_is_a_positive():
+    corpus = rows(5, 4)
+    all_of_them = Positives.from_pairs([0] * 5 + [1], [*range(5), 2], 2)
+    got = mine_negatives(corpus[:2], corpus, all_of_them, num_negatives=6, relative_margin=0.0)
+    assert (got.indices[0] == -1).all()
+    assert (got.scores[0] == -math.inf).all()
+
+
+def test_more_negatives_than_rows():
+    corpus = rows(3, 4)
+    got = mine_negatives(corpus, corpus, torch.arange(3), num_negatives=10)
+    assert (got.indices >= 0).sum(1).tolist() == [2, 2, 2]
+    assert got.indices.shape == (3, 10)
+    assert (mine_negatives(corpus, corpus, torch.arange(3), range_min=7).indices == -1).all()
+
+
+def test_a_query_without_positives_has_no_margin():
+    corpus = rows(30, 4)
+    got = mine_negatives(corpus[:2], corpus, torch.tensor([-1, 1]), relative_margin=0.05, absolute_margin=0.01)
+    assert got.indices[0, 0] == 0
+    assert (got.indices[1] != 1).all()
+
+
+def test_a_zero_row_has_cosine_zero():
+    corpus = torch.cat([torch.zeros(1, 2), on_a_line(0.5, 0.2, -0.2).float()])
+    got = mine_negatives(QUERY.float(), corpus, torch.tensor([1]), num_negatives=3)
+    assert got.indices.tolist() == [[2, 0, 3]]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("name", ["query", "corpus"])
+def test_rows_that_are_not_finite_are_refused(name, value):
+    given = {"query": rows(4, 3), "corpus": rows(6, 3)}
+    given[name][2, 1] = value
+    with pytest.raises(ValueError, match=f"{name} must be finite, got NaN or infinity in 1 of . rows, first in row 2"):
+        mine_negatives(given["query"], given["corpus"], torch.arange(4))
+
+
+# ---------------------------------------------------------------- what is asked for
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"num_negatives": 0}, "num_negatives must be a whole number from 1, got 0"),
+        ({"num_negatives": 2.0}, "num_negatives must be a whole number from 1, got 2.0"),
+        ({"range_min": -1}, "range_min must be a whole number from 0, got -1"),
+        ({"range_min": 5, "range_max": 5}, "range_min=5 and range_max=5"),
+        ({"range_min": 2, "range_max": 4}, "num_negatives=3, range_max=4 and range_min=2"),
+        ({"sampling_strategy": "best"}, r"sampling_strategy must be one of .*'random'.*, got 'best'"),
+        ({"absolute_margin": math.nan}, "absolute_margin must be a finite number, got nan"),
+        ({"relative_margin": math.inf}, "relative_margin must be a finite number, got inf"),
+        ({"max_score": "high"}, "max_score must be a finite number, got 'high'"),
+        ({"max_score": 0.1, "min_score": 0.2}, "got max_score=0.1 and min_score=0.2"),
+        ({"seed": -1}, "seed must be a whole number from 0, got -1"),
+        ({"metric": "manhattan"}, "metric must be one of .*, got 'manhattan'"),
+        ({"backend": "cuda"}, "'cuda'"),
+        ({"exclude": torch.zeros(3)}, "exclude must be whole numbers"),
+        ({"exclude": torch.zeros(3, dtype=torch.int64)}, r"exclude must have shape \(4,\) or \(4, E\).*got \(3,\)"),
+    ],
+    ids=str,
+)
+def test_one_sentence_names_what_is_wrong(options, says):
+    with pytest.raises(ValueError, match=says):
+        mine_negatives(rows(4, 3), rows(6, 3), torch.arange(4), **options)
+
+
+@pytest.mark.parametrize(
+    ("positives", "says"),
+    [
+        (torch.arange(3), r"positives must be Positives, or have shape \(4,\).*got \(3,\)"),
+        (torch.tensor([0, 1, 2, 6]), "positives must be rows of the 6 of the corpus, got 6"),
+        (Positives(torch.tensor([0, 1, 2]), torch.tensor([0, 1])), r"positives.offsets must have shape \(5,\)"),
+        (Positives(torch.tensor([0, 2, 1, 2, 2]), torch.tensor([0, 1])), "must ascend from 0 to the 2 columns"),
+        (Positives(torch.tensor([0, 1, 1, 1, 1]), torch.tensor([-3])), "0 or more, got -3"),
+    ],
+    ids=range(5),
+)
+def test_positives_are_checked(positives, says):
+    with pytest.raises(ValueError, match=says):
+        mine_negatives(rows(4, 3), rows(6, 3), positives)
+
+
+def test_a_corpus_of_another_kind_is_refused():
+    with pytest.raises(ValueError, match="corpus must be rows or an index with search and len, got list"):
+        mine_negatives(rows(1, 2), [[1.0, 2.0]], torch.tensor([0]))
+    with pytest.raises(ValueError, match="backend is for a corpus of rows, got backend='cpp' and CorpusIndex"):
+        mine_negatives(rows(1, 2), CorpusIndex(rows(2, 2)), torch.tensor([0]), backend="cpp")
+    with pytest.raises(ValueError, match="query and corpus must have rows of one length, got 2 and 3"):
+        mine_negatives(rows(1, 2), rows(2, 3), torch.tensor([0]))
+    rowless = Plain(rows(9, 2))
+    rowless.rows = None
+    with pytest.raises(
+        ValueError, match=r"need the scores of positives: expected a corpus with rows\(ids\), got Plain"
+    ):
+        mine_negatives(rows(1, 2), rowless, torch.tensor([0]), absolute_margin=0.1)
+    without = mine_negatives(rows(1, 2), rowless, torch.tensor([0]))
+    torch.testing.assert_close(without.indices, mine_negatives(rows(1, 2), rows(9, 2), torch.tensor([0])).indices)
+    assert summarize(without)["scores"]["positive"]["mean"] is None
+
+
+def test_pairs_become_lists_in_their_order_without_repeats():
+    made = Positives.from_pairs([2, 0, 2, 2, 0], [5, 1, 3, 5, 9], 4)
+    assert made.offsets.tolist() == [0, 2, 2, 4, 4]
+    assert made.columns.tolist() == [1, 9, 5, 3]
+    assert made.queries.tolist() == [0, 0, 2, 2]
+    assert Positives.from_pairs([], [], 2).offsets.tolist() == [0, 0, 0]
+    with pytest.raises(ValueError, match="query and column must be two lists of one length"):
+        Positives.from_pairs([1], [1, 2])
+    with pytest.raises(ValueError, match=r"query must be in 0\.\.2 and column 0 or more, got 3"):
+        Positives.from_pairs([3], [1], 3)
+
+
+# ---------------------------------------------------------------- the window
+
+
+@pytest.fixture
+def crowd():
+    """One query whose 300 nearest rows lie above its margin."""
+    return on_a_line(*torch.linspace(0.99, 0.91, 300).tolist(), *torch.linspace(0.6, 0.2, 100).tolist())
+
+
+class Counted(CorpusIndex):
+    asked: list
+
+    def search(self, query, k, **options):
+        self.asked.append((len(query), k))
+        return super().search(query, k, **options)
+
+
+def test_the_window_widens_by_one_search_between_the_bounds(crowd):
+    index = Counted(crowd)
+    index.asked = []
+    query = torch.cat([QUERY, -QUERY])
+    got = mine_negatives(query, index, torch.tensor([299, 399]), relative_margin=0.05, num_negatives=5)
+    assert got.indices[0].tolist() == [300, 301, 302, 303, 304]
+    assert got.window == (0, 51)
+    assert got.widened == 1
+    assert index.asked == [(2, 52), (1, 5)]
+    assert got.counts["relative_margin"][0] >= 51  # of the first window
+
+
+def test_a_window_that_was_asked_for_does_not_widen(crowd):
+    got = mine_negatives(QUERY, crowd, torch.tensor([299]), relative_margin=0.05, num_negatives=5, range_max=51)
+    assert (got.indices == -1).all()
+    assert got.widened == 0
+
+
+def test_positives_between_the_bounds_do_not_use_up_the_search(crowd):
+    positives = Positives.from_pairs([0] * 40, [*range(300, 340)])
+    got = mine_negatives(QUERY, crowd, positives, max_score=0.7, num_negatives=5)
+    assert got.widened == 1
+    assert got.indices.tolist() == [[340, 341, 342, 343, 344]]
+
+
+def test_nothing_is_searched_below_min_score(crowd):
+    index = Counted(crowd)
+    index.asked = []
+    got = mine_negatives(QUERY, index, torch.tensor([0]), min_score=0.985, num_negatives=50)
+    assert len(index.asked) == 1
+    assert got.widened == 0
+    assert (got.indices[0] >= 0).sum() < 50
+
+
+def test_a_foreign_index_is_asked_for_twice_as_many_until_there_are_enough(crowd):
+    index = Plain(crowd)
+    got = mine_negatives(QUERY, index, torch.tensor([299]), relative_margin=0.05, num_negatives=5)
+    assert got.indices[0].tolist() == [300, 301, 302, 303, 304]
+    assert [k for _, k in index.asked] == [52, 104, 208, 400]
+    index.asked.clear()
+    none = mine_negatives(QUERY, index, torch.tensor([299]), relative_margin=0.9)
+    assert (none.indices == -1).all()
+    assert [k for _, k in index.asked] == [32, 64, 128, 256, 400]
+
+
+@pytest.mark.parametrize("at_once", [(3, 1, 1 << 20), (1000, 1, 200)])
+def test_parts_of_the_queries_give_what_all_give(monkeypatch, at_once):
+    query, corpus, positives = rows(40, 8), rows(120, 8, seed=2), pairs(40, 120, 70)
+    options = {"relative_margin": 0.3, "num_negatives": 6}
+    whole = mine_negatives(query, corpus, positives, **options)
+    for name, value in zip(("STEPS", "FEWEST_QUERIES", "MOST_CANDIDATES"), at_once):
+        monkeypatch.setattr(negatives, name, value)
+    parts = mine_negatives(query, corpus, positives, **options)
+    assert whole.widened == parts.widened > 0
+    assert whole.counts == parts.counts
+    torch.testing.assert_close(whole.indices, parts.indices)
+    torch.testing.assert_close(whole.scores, parts.scores)
+
+
+def calls(function):
+    count = 0
+
+    def counted(frame, event, argument):
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(counted)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def test_python_does_not_work_query_by_query():
+    def run(n):
+        query, corpus, positives = rows(n, 8), rows(300, 8, seed=2), pairs(n, 300, 2 * n)
+        options = {"relative_margin": 0.3, "sampling_strategy": "random", "backend": "cpp"}
+        return calls(lambda: mine_negatives(query, corpus, positives, **options))
+
+    if not fastcse.backends()["cpp"].available:
+        pytest.skip("no C++ module here")
+    run(16)
+    assert run(2048) < run(64) + 500  # a few calls for each tile of queries, not one for each query
+
+
+# ---------------------------------------------------------------- sampling
+
+
+def test_random_negatives_come_from_the_window_once_each_and_in_order():
+    query, corpus = rows(50, 6), rows(200, 6, seed=2)
+    options = {"range_min": 3, "range_max": 15, "num_negatives": 4, "sampling_strategy": "random"}
+    window = mine_negatives(query, corpus, torch.arange(50), range_min=3, range_max=15, num_negatives=12).indices
+    seen = set()
+    for seed in range(20):
+        got = mine_negatives(query, corpus, torch.arange(50), seed=seed, **options)
+        place = (got.indices[:, :, None] == window[:, None, :]).int()
+        assert (place.sum(2) == 1).all()
+        rank = place.argmax(2)
+        assert (rank.diff(dim=1) > 0).all()
+        assert (got.scores.diff(dim=1) <= 0).all()
+        seen |= set(rank.flatten().tolist())
+    assert seen == set(range(12))
+
+
+def test_the_seed_decides():
+    query, corpus = rows(50, 6), rows(200, 6, seed=2)
+    draws = [
+        mine_negatives(query, corpus, torch.arange(50), sampling_strategy="random", range_max=20, seed=s).indices
+        for s in (1, 1, 2)
+    ]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+
+
+def test_sampling_takes_all_there_are_before_none():
+    corpus = on_a_line(0.9, 0.5, 0.4, 0.95, 0.94)
+    got = mine_negatives(QUERY, corpus, torch.tensor([0]), sampling_strategy="random", max_score=0.8, num_negatives=3)
+    assert got.indices.tolist() == [[1, 2, -1]]
+
+
+def test_sampling_has_a_choice_after_the_window_was_widened(crowd):
+    options = {"relative_margin": 0.05, "num_negatives": 2, "sampling_strategy": "random"}
+    found = {tuple(mine_negatives(QUERY, crowd, torch.tensor([299]), seed=s, **options).indices[0].tolist())
+             for s in range(8)}  # fmt: skip
+    assert len(found) > 3
+    assert min(min(pair) for pair in found) >= 300
+
+
+# ---------------------------------------------------------------- a second model
+
+
+class Second:
+    """Scores of pairs from a table, and what it was asked."""
+
+    def __init__(self, table):
+        self.table, self.asked = table, []
+
+    def __call__(self, query, row):
+        assert query.shape == row.shape == (len(query),)
+        self.asked.append((query, row))
+        return self.table[query, row]
+
+
+def test_a_second_model_decides_order_and_filters():
+    query, corpus, positives = rows(30, 6), rows(80, 6, seed=2), pairs(30, 80, 50)
+    table = rows(30, 80, seed=9)
+    second = Second(table)
+    got = mine_negatives(query, corpus, positives, rescore=second, range_max=20, relative_margin=0.1, num_negatives=5)
+    first = score_matrix(query, corpus, "cosine")
+    depth = 20 + int(positives.counts.max())
+    for i in range(30):
+        own = positives.columns[positives.offsets[i] : positives.offsets[i + 1]]
+        near = first[i].argsort(descending=True)[:depth]
+        left = [j for j in near.tolist() if j not in own.tolist()]
+        if len(own):
+            p = table[i, own].min()
+            left = [j for j in left if table[i, j] <= p - p.abs() * 0.1]
+        left = sorted(left, key=lambda j: -table[i, j])[:5]
+        assert got.indices[i].tolist() == left + [-1] * (5 - len(left))
+    torch.testing.assert_close(got.positive_scores, table[positives.queries, positives.columns])
+    assert len(second.asked) == 2  # the positives, the candidates: never one query at a time
+    asked = {(int(q), int(r)) for q, r in zip(*second.asked[1])}
+    assert not asked & {*zip(positives.queries.tolist(), positives.columns.tolist())}
+    assert len(asked) == len(second.asked[1][0])
+
+
+def test_pairs_are_scored_some_at_a_time(monkeypatch):
+    from fastcse.mining import rescoring
+
+    monkeypatch.setattr(rescoring, "PAIRS_AT_ONCE", 37)
+    table = rows(30, 80, seed=9)
+    arguments = rows(30, 6), rows(80, 6, seed=2), torch.arange(30)
+    second = Second(table)
+    got = mine_negatives(*arguments, rescore=second)
+    assert max(len(query) for query, _ in second.asked) == 37
+    monkeypatch.setattr(rescoring, "PAIRS_AT_ONCE", 1 << 20)
+    torch.testing.assert_close(got.indices, mine_negatives(*arguments, rescore=Second(table)).indices)
+
+
+def test_a_second_model_is_used_without_filters_over_the_wide_window():
+    table = rows(4, 100, seed=3)
+    query, corpus = rows(4, 6), rows(100, 6, seed=2)
+    got = mine_negatives(query, corpus, torch.arange(4), rescore=Second(table))
+    assert got.window == (0, 31)
+    near = mine_negatives(query, corpus, torch.arange(4), num_negatives=31).indices
+    expected = table.gather(1, near).topk(3).indices
+    torch.testing.assert_close(got.indices, near.gather(1, expected))
+
+
+def test_a_second_model_widens_eight_times_and_no_further():
+    corpus = on_a_line(*torch.linspace(0.9, -0.9, 2000).tolist())
+    for last, found in ((32 * 4 + 10, True), (32 * 8 + 10, False)):
+        table = torch.where(torch.arange(2000) < last, 0.9, 0.1)[None]
+        table[0, 0] = 0.5
+        second = Second(table)
+        got = mine_negatives(QUERY, corpus, torch.tensor([0]), rescore=second, relative_margin=0.1)
+        assert got.widened == 1
+        assert (got.indices.tolist() == [[last, last + 1, last + 2]]) == found
+        assert (got.indices[0, 0] >= 0) == found
+        asked = torch.cat([row for _, row in second.asked])
+        assert len(asked) == len(asked.unique()) == 32 * 8  # each pair once, the positive among them
+
+
+@pytest.mark.parametrize(
+    ("scores", "says"),
+    [
+        (lambda q, r: torch.full(r.shape, math.nan), "rescore must give finite scores, got nan for query 0 and"),
+        (lambda q, r: torch.zeros(len(r), 2), r"rescore must give 3 scores, one for each pair, got \(3, 2\)"),
+    ],
+)
+def test_scores_of_a_second_model_are_checked(scores, says):
+    with pytest.raises(ValueError, match=says):
+        mine_negatives(rows(3, 4), rows(9, 4), torch.arange(3), rescore=scores)
+
+
+# ---------------------------------------------------------------- the report
+
+
+def test_the_report_counts_what_was_found():
+    from rich.console import Console
+
+    query, corpus, positives = rows(40, 8), rows(120, 8, seed=2), pairs(40, 120, 70)
+    mined = mine_negatives(query, corpus, positives, absolute_margin=0.05, range_max=40)
+    summary = summarize(mined)
+    found = mined.scores[positives.queries]
+    difference = (mined.positive_scores[:, None] - found)[found > -math.inf]
+    assert summary["queries"] == 40
+    assert summary["negatives"] == int((mined.indices >= 0).sum()) > 0
+    assert summary["short"] == int((mined.indices < 0).any(1).sum()) > 0
+    assert summary["scores"]["difference"]["count"] == len(difference)
+    assert summary["scores"]["difference"]["mean"] == difference.mean().item()
+    assert summary["scores"]["negative"]["75%"] == found[found > -math.inf].quantile(0.75).item()
+    assert summary["scores"]["difference"]["min"] >= 0.05 - 1e-6
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(report_table(mined, "Mined"))
+    text = console.export_text()
+    for word in ("Mined", "absolute_margin", "positive", "median", "75%", f"{mined.counts['absolute_margin'][0]:,}"):
+        assert word in text
+
+
+def test_the_report_of_nothing():
+    mined = mine_negatives(rows(2, 3), rows(2, 3), Positives.from_pairs([0, 0, 1, 1], [0, 1, 0, 1]))
+    summary = summarize(mined)
+    assert summary["scores"]["negative"] == {"count": 0} | dict.fromkeys(
+        ["mean", "median", "std", "min", "25%", "50%", "75%", "max"]
+    )
+    report_table(mined)
+
+
+def test_bars_are_on_stderr_and_only_on_request(capfd):
+    mine_negatives(rows(5, 3), rows(9, 3), torch.arange(5))
+    assert capfd.readouterr() == ("", "")
+    mine_negatives(rows(5, 3), rows(9, 3), torch.arange(5), progress=True, rescore=Second(rows(5, 9)))
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "search" in err
+    assert "rescore" in err
