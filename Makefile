@@ -7,7 +7,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench baseline loss report compiled gpu build info clean
+.PHONY: help demo test check bench baseline loss report topk compiled gpu build info clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -55,6 +55,10 @@ loss: $(STAMP) ## losses beside every installed peer: time, memory, accuracy, as
 		--output benchmarks/results/accuracy_cpu.json
 TABLE := $(BIN)/fastcse bench loss --device cpu --d 768
 files = --output benchmarks/results/$(1).json --csv benchmarks/results/$(1).csv --plot benchmarks/results/$(1).png
+
+topk: $(STAMP) ## exact top-k and the miner beside every installed peer, as JSON, CSV and PNG (10 minutes)
+	$(BIN)/fastcse bench topk --device cpu --n 10000 --m 200000 --d 384 --k 32 $(call files,topk_cpu)
+	$(BIN)/fastcse bench mining --n 20000 --output benchmarks/results/mining_cpu.json
 
 report: $(STAMP) ## README section, benchmarks/RESULTS.md and figures from the files in benchmarks/results
 	$(BIN)/python -m benchmarks.report

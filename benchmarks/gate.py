@@ -23,8 +23,10 @@ from rich.console import Console
 from rich.table import Table
 
 from fastcse.bench.machine import machine
-from fastcse.bench.measure import Result, WrongGradient, measure, rounds
+from fastcse.bench.measure import measure, rounds
+from fastcse.bench.nearest.problem import TopkProblem
 from fastcse.bench.problem import LossProblem
+from fastcse.bench.subject import WrongAnswer
 
 BASELINES = Path(__file__).parent / "baselines"
 DEFAULT_FILE = Path("build") / "bench.json"
@@ -32,6 +34,9 @@ WORSE = 0.15
 # Rounds at the largest size when a ratio is measured again; the suite takes 5.
 RETRY = 11
 SAVE = "make baseline"
+# Whom fastcse is held against, beside the bare products: what one would use without it.
+BESIDE = {LossProblem: "eager", TopkProblem: "FAISS flat"}
+Problem = LossProblem | TopkProblem
 
 
 class Unreadable(Exception):
@@ -41,14 +46,14 @@ class Unreadable(Exception):
 class Reading(NamedTuple):
     """One problem of a run."""
 
-    problem: LossProblem
+    problem: Problem
     ratios: dict[str, float]
 
 
 class Verdict(NamedTuple):
     """One ratio beside its baseline."""
 
-    problem: LossProblem
+    problem: Problem
     ratio: str
     now: float
     baseline: float | None
@@ -95,17 +100,19 @@ def _read_json(path: Path, otherwise: str) -> dict[str, Any]:
     return document
 
 
-def _problem(labels: dict[str, Any]) -> LossProblem:
-    return LossProblem(**{name: labels[name] for name in LossProblem.__dataclass_fields__ if name != "backend"})
+def _problem(labels: dict[str, Any]) -> Problem:
+    kind = TopkProblem if labels.get("operation") == "topk" else LossProblem
+    return kind(**{name: labels[name] for name in kind.__dataclass_fields__ if name != "backend"})
 
 
 def _ratios(result: dict[str, Any]) -> dict[str, float]:
     rows = {row["provider"]: row for row in result["rows"] if row["status"] == "measured"}
-    return _ratios_of(rows["fastcse"]["to_products"], rows["fastcse"]["ms"], rows["eager"]["ms"])
+    beside = BESIDE[type(_problem(result))]
+    return _ratios_of(rows["fastcse"]["to_products"], rows["fastcse"]["ms"], rows[beside]["ms"], beside)
 
 
-def _ratios_of(to_products: float, ours: float, eager: float) -> dict[str, float]:
-    return {"fastcse/products": to_products, "fastcse/eager": ours / eager}
+def _ratios_of(to_products: float, ours: float, other: float, beside: str) -> dict[str, float]:
+    return {"fastcse/products": to_products, f"fastcse/{beside}": ours / other}
 
 
 def kind_of_machine(facts: dict[str, Any]) -> str:
@@ -146,7 +153,7 @@ def save(facts: dict[str, Any], readings: list[Reading], folder: Path) -> Path:
 
 
 def judge(
-    readings: list[Reading], baseline: dict[str, Any], again: Callable[[LossProblem], dict[str, float]] | None
+    readings: list[Reading], baseline: dict[str, Any], again: Callable[[Problem], dict[str, float]] | None
 ) -> list[Verdict]:
     """Every ratio; `again` measures a problem once more where one of its ratios is worse."""
     verdicts = []
@@ -167,11 +174,12 @@ def _is_here(kind: str, device: str) -> bool:
     return kind_of_machine(machine(device)) == kind
 
 
-def measure_again(problem: LossProblem) -> dict[str, float]:
+def measure_again(problem: Problem) -> dict[str, float]:
     """The ratios of one problem, with more rounds."""
-    result: Result = measure(problem, ["fastcse", "eager"], repeat=rounds(problem, RETRY), memory=False)
+    beside = BESIDE[type(problem)]
+    result = measure(problem, ["fastcse", beside], repeat=rounds(problem, RETRY), memory=False)
     ours = result.row("fastcse")
-    return _ratios_of(ours.to_products, ours.ms, result.row("eager").ms)
+    return _ratios_of(ours.to_products, ours.ms, result.row(beside).ms, beside)
 
 
 def table(verdicts: list[Verdict], kind: str) -> Table:
@@ -181,7 +189,9 @@ def table(verdicts: list[Verdict], kind: str) -> Table:
     for v in verdicts:
         old, change = ("-", "-") if v.baseline is None else (f"{v.baseline:.2f}", f"{v.change:+.0%}")
         style = "bold red" if v.worse else "green" if v.word.startswith("better") else None
-        out.add_row(f"{v.problem.loss}, {v.problem.size}", v.ratio, f"{v.now:.2f}", old, change, v.word, style=style)
+        out.add_row(
+            f"{v.problem.operation}, {v.problem.size}", v.ratio, f"{v.now:.2f}", old, change, v.word, style=style
+        )
     return out
 
 
@@ -201,8 +211,8 @@ def run(file: Path, keep: bool, folder: Path = BASELINES, again: Callable | None
     console.print(table(verdicts, kind))
     worse = [v for v in verdicts if v.worse]
     for v in worse:
-        console.print(f"{v.ratio} of {v.problem.loss}, {v.problem.size}, is {v.change:.0%} worse than its baseline; "
-                      f"at most {WORSE:.0%} is allowed.", style="red", soft_wrap=True)  # fmt: skip
+        console.print(f"{v.ratio} of {v.problem.operation}, {v.problem.size}, is {v.change:.0%} worse than its "
+                      f"baseline; at most {WORSE:.0%} is allowed.", style="red", soft_wrap=True)  # fmt: skip
     return 1 if worse else 0
 
 
@@ -216,7 +226,7 @@ def main() -> int:
     except Unreadable as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
-    except WrongGradient as error:
+    except WrongAnswer as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
 

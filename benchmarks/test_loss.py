@@ -10,8 +10,9 @@ from statistics import median
 import pytest
 
 from fastcse.bench.data import make_rows
+from fastcse.bench.loss import allowed_error
 from fastcse.bench.machine import machine
-from fastcse.bench.measure import allowed_error, rounds
+from fastcse.bench.measure import rounds
 from fastcse.bench.peers import PEERS
 from fastcse.bench.problem import LossProblem
 from fastcse.bench.runs import LIMIT, bare_products, outcome_of

@@ -11,7 +11,8 @@ import fastcse
 from fastcse.bench import measure as frame
 from fastcse.bench import runs, truth
 from fastcse.bench.data import KINDS, make_rows
-from fastcse.bench.measure import WrongGradient, measure
+from fastcse.bench.loss import WrongGradient
+from fastcse.bench.measure import measure
 from fastcse.bench.output import finite
 from fastcse.bench.peers import PEERS, Peer
 from fastcse.bench.problem import LOSSES, LossProblem, plain_loss

@@ -9,8 +9,8 @@ import pytest
 from benchmarks.report import __main__ as report
 from benchmarks.report.files import Unreadable
 from benchmarks.report.gpu import TARGETS, reached
+from fastcse.bench.loss import Row
 from fastcse.bench.machine import machine
-from fastcse.bench.measure import Row
 from fastcse.bench.output import finite
 from fastcse.bench.problem import LossProblem
 

@@ -12,12 +12,14 @@ from fastcse.kernels.configs import TUNED
 
 
 def gather(output: Path, made: list[Path], facts: dict[str, Any], dry: bool) -> None:
-    """loss.json from the tables that were `made`, machine.json, and the search's winners into the launcher's table."""
+    """loss.json and topk.json from the tables that were `made`, machine.json, and the search's winners into the
+    launcher's table."""
     documents = {path.name: found for path in made if path.suffix == ".json" and (found := _read(path)) is not None}
-    parts = [document for name, document in documents.items() if name.startswith("loss-")]
-    if parts:
-        results = [result for part in parts for result in part["results"]]
-        _write(output / "loss.json", {"command": "make gpu", "machine": facts, "results": results})
+    for table in ("loss", "topk"):
+        parts = [document for name, document in documents.items() if name.startswith(f"{table}-")]
+        if parts:
+            results = [result for part in parts for result in part["results"]]
+            _write(output / f"{table}.json", {"command": "make gpu", "machine": facts, "results": results})
     _write(output / "machine.json", facts)
     if "tuned.json" in documents and not dry:
         merge_tuned(documents["tuned.json"]["winners"])

@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fastcse
+from fastcse.bench.loss import Row
 from fastcse.bench.machine import machine
-from fastcse.bench.measure import Result, Row
 from fastcse.bench.memory import MIB
 from fastcse.bench.output import Files
 from fastcse.bench.problem import LossProblem, plain_logits
+from fastcse.bench.subject import Result
 from fastcse.bench.turns import clock
 
 from .work import call, rows_of

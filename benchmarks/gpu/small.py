@@ -34,6 +34,10 @@ def calls(backend: str) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
     def block(a: Tensor, c: Tensor) -> Tensor:
         return f(a, c, negatives=fastcse.CandidateBlock(c.detach().flip(0), own_log_weight=1.0), **b)
 
+    def nearest(a: Tensor, c: Tensor) -> fastcse.TopK:
+        own = torch.arange(len(a), device=a.device)
+        return fastcse.topk(a.detach(), c.detach(), 7, query_id=own, corpus_id=own, metric="l2", **b)
+
     return {
         "gradients": lambda a, c: f(a, c, **b),
         "sums": lambda a, c: f(a.detach(), c.detach(), **b),
@@ -45,6 +49,8 @@ def calls(backend: str) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
         "block with own weight": block,
         "out of range": lambda a, c: plain(a, c, temperature=0.005, **b),
         "not unit rows": lambda a, c: plain(a, c, normalize=False, temperature=5.0, **b),
+        "nearest": lambda a, c: fastcse.topk(a.detach(), c.detach(), 7, **b).values.square().mean(),
+        "nearest by distance, ids": lambda a, c: nearest(a, c).values.square().mean(),
         "similarity": lambda a, c: fastcse.similarity(a, c, **b).square().mean(),
     }
 

@@ -6,7 +6,10 @@ from pathlib import Path
 
 from .lane import Step
 
-STAGES = ("build", "tests", "sanitize", "loss", "million", "search", "counters")
+STAGES = ("build", "tests", "sanitize", "loss", "topk", "million", "search", "counters")
+TOPK = ("python", "-m", "fastcse.cli", "bench", "topk", "--data", "clustered")
+# The cosine is what all of these compute; sentence-transformers makes a Python object of each hit, minutes of it here.
+SEARCHERS = "torch chunked,FAISS knn_gpu,FlashLib,cuVS"
 LOSS = ("python", "-m", "fastcse.cli", "bench", "loss", "--data", "clustered", "--stage", "early")
 # Providers whose time at the largest sizes is milliseconds; the others run at one size each.
 QUICK = "fastcse,eager,chunked eager,QuACK,Liger SM90"
@@ -19,6 +22,7 @@ def steps(output: Path, device: str, dry: bool) -> list[Step]:
         Step("build", "module", ("python", "setup.py", "-q", "build_ext", "--inplace"), 120, "."),
         *_tests(output, dry),
         *(_dry_tables(output) if dry else _tables(output, device)),
+        *(_dry_topk(output) if dry else _topk(output, device)),
         *_scripts(output, dry),
     ]
 
@@ -46,10 +50,26 @@ def _interpreter(dry: bool) -> tuple[tuple[str, str], ...]:
     return (("TRITON_INTERPRET", "1"),) if dry else ()
 
 
-def _table(output: Path, name: str, limit_s: float, *options: str) -> Step:
+def _table(output: Path, name: str, limit_s: float, *options: str, stage: str = "loss") -> Step:
     # Each in a process of its own: a peer that corrupts the device's memory ends its own table only.
-    return Step("loss", name, (*LOSS, "--output", str(output / f"loss-{name}.json"), *options), limit_s,
-                f"loss-{name}.json")  # fmt: skip
+    command, file = {"loss": LOSS, "topk": TOPK}[stage], f"{stage}-{name}.json"
+    return Step(stage, name, (*command, "--output", str(output / file), *options), limit_s, file)
+
+
+def _topk(output: Path, device: str) -> list[Step]:
+    at = ("--device", device, "--metric", "cosine", "--d", "768", "--repeat", "5", "--peers", SEARCHERS)
+    return [
+        _table(output, "million", 60, *at, "--n", "16384", "--m", "1000000", "--k", "32", stage="topk"),
+        _table(output, "131072", 60, *at, "--n", "131072", "--m", "131072", "--k", "10,32,100", stage="topk"),
+        # cuVS has no bfloat16.
+        _table(output, "float16", 40, *at, "--n", "16384", "--m", "131072", "--k", "32", "--dtype", "float16",
+               stage="topk"),
+    ]  # fmt: skip
+
+
+def _dry_topk(output: Path) -> list[Step]:
+    at = ("--device", "cpu", "--metric", "cosine,l2", "--d", "48", "--k", "5", "--repeat", "2", "--no-memory")
+    return [_table(output, "small", 120, *at, "--n", "40", "--m", "200", "--peers", SEARCHERS, stage="topk")]
 
 
 def _tables(output: Path, device: str) -> list[Step]:

@@ -13,6 +13,8 @@ from .figures import accuracy_figure, loss_figure
 from .files import Files, Unreadable, read_files
 from .gpu import model_table, target_table
 from .loss import accuracy_table, full_table, left_out, short_table
+from .mining import mining_figure, scifact_table, vaswani_table
+from .nearest import search_table
 from .sts import sts_table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,8 +49,21 @@ def page(files: Files) -> str:
     parts += ["## Losses on a GPU", target_table(files.gpu, files.roofline), MODEL]
     for path, document in files.gpu.items():
         parts += [f"### {document['machine'].get('gpu', '')} ({path}.json)", full_table(document)]
-    parts += ["### Roofline model, sm_90", model_table(files.roofline), "## STS after training", sts_table(files.sts)]
+    parts += ["### Roofline model, sm_90", model_table(files.roofline), *_nearest_parts(files),
+              "## STS after training", sts_table(files.sts)]  # fmt: skip
     return "\n\n".join(parts) + "\n"
+
+
+def _nearest_parts(files: Files) -> list[str]:
+    """The search, the miner, and what its negatives are worth."""
+    parts = ["## Exact top-k on the CPU", search_table(files.topk, "topk on the CPU", "make topk")]
+    for path, document in files.gpu_topk.items():
+        title = f"## Exact top-k on {document['machine'].get('gpu', '')} ({path}.json)"
+        parts += [title, search_table(document, "topk", "make gpu")]
+    parts += ["## Mining hard negatives", search_table(files.mining, "Mining on the CPU", "make topk"),
+              "### Training with them: SciFact", scifact_table(files.retrieval),
+              "### False ones among them: Vaswani", vaswani_table(files.retrieval)]  # fmt: skip
+    return [*parts, "![mined negatives](results/retrieval.png)"] if files.retrieval else parts
 
 
 def make_report(root: Path) -> list[Path]:
@@ -62,7 +77,8 @@ def make_report(root: Path) -> list[Path]:
     written[0].write_text(page(files), encoding="utf-8")
     readme.write_text(SECTION.sub(lambda m: f"{m[1]}{readme_section(files)}\n{m[2]}", text), encoding="utf-8")
     for draw, found, name in ((loss_figure, files.cpu, "loss_cpu.png"),
-                              (accuracy_figure, files.accuracy, "accuracy_cpu.png")):  # fmt: skip
+                              (accuracy_figure, files.accuracy, "accuracy_cpu.png"),
+                              (mining_figure, files.retrieval, "retrieval.png")):  # fmt: skip
         if found:
             draw(found, results / name)
             written.append(results / name)

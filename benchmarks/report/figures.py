@@ -33,7 +33,7 @@ def loss_figure(cpu: dict[str, dict], path: Path) -> None:
     facts = cpu[losses[0]]["machine"]
     figure.suptitle(f"Contrastive losses on the CPU, float32, forward + backward ({facts['cpu']}, "
                     f"{facts['threads']} threads)", fontsize=11)  # fmt: skip
-    _save(figure, path)
+    save(figure, path)
 
 
 def _colours(results: list[dict]) -> dict[str, str]:
@@ -63,7 +63,7 @@ def _time_panel(panel: Any, loss: str, results: list[dict], colours: dict[str, s
     for axis in (panel.xaxis, panel.yaxis):
         axis.set_minor_locator(NullLocator())
     panel.legend(frameon=False, fontsize=8)
-    _plain(panel, "both")
+    plain(panel, "both")
 
 
 def _memory_panel(panel: Any, result: dict, colours: dict[str, str]) -> None:
@@ -80,7 +80,7 @@ def _memory_panel(panel: Any, result: dict, colours: dict[str, str]) -> None:
     panel.set(xlim=(0, 1.2 * max(*weighed.values(), 1)))
     panel.tick_params(axis="y", labelsize=8)
     panel.invert_yaxis()
-    _plain(panel, "x")
+    plain(panel, "x")
 
 
 def accuracy_figure(document: dict[str, Any], path: Path) -> None:
@@ -112,16 +112,18 @@ def accuracy_figure(document: dict[str, Any], path: Path) -> None:
     panel.set_title(f"Relative gradient error: {first['loss']}, {first['dtype']}, N = {first['n']}, D = {first['d']}",
                     fontsize=10)  # fmt: skip
     figure.legend(loc="outside right center", frameon=False, fontsize=8)
-    _plain(panel, "both")
-    _save(figure, path)
+    plain(panel, "both")
+    save(figure, path)
 
 
-def _plain(panel: Any, grid: str) -> None:
+def plain(panel: Any, grid: str) -> None:
+    """A grid behind what is drawn, and no frame above and to the right."""
     panel.set_axisbelow(True)
     panel.grid(alpha=0.3, axis=grid)
     panel.spines[["top", "right"]].set_visible(False)
 
 
-def _save(figure: Any, path: Path) -> None:
+def save(figure: Any, path: Path) -> None:
+    """Write a figure and let it go."""
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -22,16 +22,26 @@ class Files(NamedTuple):
     sts: dict | None
     gpu: dict[str, dict]  # gpu/sm_90/loss -> document of `fastcse bench loss`
     roofline: list[dict[str, str]]
+    topk: dict | None  # document of `fastcse bench topk`
+    mining: dict | None  # document of `fastcse bench mining`
+    retrieval: dict | None
+    gpu_topk: dict[str, dict]  # gpu/sm_90/topk -> document of `fastcse bench topk`
 
 
 def read_files(folder: Path) -> Files:
     """All of benchmarks/results."""
     cpu = {loss: found for loss in LOSSES if (found := _bench(folder / f"loss_{loss}_cpu.json"))}
-    gpu = {path.relative_to(folder).with_suffix("").as_posix(): _bench(path)
-           for path in sorted(folder.glob("gpu/*/loss.json"))}  # fmt: skip
+    gpu, gpu_topk = (
+        {path.relative_to(folder).with_suffix("").as_posix(): _bench(path) for path in sorted(folder.glob(pattern))}
+        for pattern in ("gpu/*/loss.json", "gpu/*/topk.json")
+    )
     roofline = folder / "compiled_roofline.csv"
     lines = list(csv.DictReader(roofline.open(encoding="utf-8"))) if roofline.exists() else []
-    return Files(cpu, _bench(folder / "accuracy_cpu.json"), _json(folder / "sts.json", ("runs",)), gpu, lines)
+    return Files(
+        cpu, _bench(folder / "accuracy_cpu.json"), _json(folder / "sts.json", ("runs",)), gpu, lines,
+        _bench(folder / "topk_cpu.json"), _bench(folder / "mining_cpu.json"),
+        _json(folder / "retrieval.json", ("command", "machine")), gpu_topk,
+    )  # fmt: skip
 
 
 def _bench(path: Path) -> dict | None:

@@ -17,12 +17,13 @@ def sts_table(report: dict | None) -> str:
     rows = []
     for name in sorted({run["objective"] for run in report["runs"]}):
         runs = [run for run in report["runs"] if run["objective"] == name]
-        cells = [_spread([run[key] for run in runs], digits) for key, (_, digits) in COLUMNS.items()]
+        cells = [spread([run[key] for run in runs], digits) for key, (_, digits) in COLUMNS.items()]
         rows.append([name, ", ".join(str(run["seed"]) for run in runs), *cells])
     head = ["objective", "seeds", *(label for label, _ in COLUMNS.values())]
     return f"{report['what']} `{report['command']}`.\n\n" + table(head, rows, left=2)
 
 
-def _spread(values: list[float], digits: int) -> str:
+def spread(values: list[float], digits: int) -> str:
+    """Mean and standard deviation, or one number where all are equal."""
     mean = f"{statistics.mean(values):.{digits}f}"
     return mean if len(set(values)) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"

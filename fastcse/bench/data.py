@@ -7,6 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .nearest.problem import TopkProblem
 from .problem import LossProblem
 
 # Weights of a common direction, of one of 64 centres, and of each row's own part.
@@ -17,8 +18,9 @@ CENTRES = 64
 STAGES = {"early": 2.0, "late": 0.33}
 
 
-def make_rows(problem: LossProblem) -> tuple[Tensor, Tensor]:
-    """(N, D) anchors and (M, D) candidates that want gradients, not normalised; the same for the same seed."""
+def make_rows(problem: LossProblem | TopkProblem) -> tuple[Tensor, Tensor]:
+    """(N, D) anchors and (M, D) candidates, not normalised, that want gradients where the mode is "full"; the same for
+    the same seed."""
     # Made where they are used: a million rows made on the CPU would take longer than the measurement.
     g = torch.Generator(problem.device).manual_seed(problem.seed)
     common, centre, own = KINDS[problem.data]
@@ -37,4 +39,4 @@ def make_rows(problem: LossProblem) -> tuple[Tensor, Tensor]:
     if m > n:
         candidate = torch.cat([candidate, background(m - n) + own * normal(m - n, d)])
     wants_grad = problem.mode == "full"
-    return tuple(x.to(problem.torch_dtype).requires_grad_(wants_grad) for x in (anchor, candidate))
+    return tuple(x.to(problem.torch_dtype).requires_grad_(wants_grad) for x in (anchor, candidate[:m]))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .measure import Result, Row
 from .runs import LIMIT
+from .subject import Entry, Result
+from .subjects import subject_of
 
-METRICS = (
+MEASURED = (
     ("to_products", "time / time of the bare products"),
-    ("extra_mib", "MiB beyond inputs and gradients"),
-    ("gradient_error", "relative error of the gradients"),
+    ("extra_mib", "MiB beyond inputs and outputs"),
 )
 
 
@@ -21,35 +21,69 @@ def draw(results: list[Result], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    axis_name = "d" if len({r.problem.n for r in results}) == 1 and len({r.problem.d for r in results}) > 1 else "n"
-    groups = _lines(results, axis_name)
+    subject = subject_of(results[0].problem)
+    sizes = [name for name in subject.axes if len(name) == 1]
+    axis_name = next((name for name in sizes if len({_of(r, name) for r in results}) > 1), "n")
+    groups = _lines(results, axis_name, subject.axes)
     measured = [row for line in groups.values() for _, row in line]
-    metrics = [(metric, label) for metric, label in METRICS if any(getattr(row, metric) for row in measured)]
-    figure, panels = plt.subplots(1, len(metrics), figsize=(4 * len(metrics) + 3, 4.6), layout="constrained")
-    colours = plt.get_cmap("tab20").colors
-    names = sorted({name for name, _ in groups}, key=lambda name: (name != "fastcse", name != LIMIT, name))
+    known = (*MEASURED, *((metric.field, metric.drawn) for metric in subject.metrics if metric.drawn))
+    metrics = [(metric, label) for metric, label in known if any(getattr(row, metric) for row in measured)]
+    ticks = sorted({_of(r, axis_name) for r in results})
+    size = (4 * len(metrics) + 3, 4.6)
+    figure, (panels,) = plt.subplots(1, len(metrics), figsize=size, squeeze=False, layout="constrained")
+    colours = _colours({name for name, _ in groups}, plt.get_cmap("tab20").colors)
     for panel, (metric, label) in zip(panels, metrics):
+        if len(ticks) == 1:
+            _bars(panel, label, [(" ".join(filter(None, key)), colours[key[0]], getattr(line[0][1], metric))
+                                 for key, line in groups.items()])  # fmt: skip
+            continue
         for (name, rest), line in groups.items():
             points = [(x, getattr(row, metric)) for x, row in line if getattr(row, metric)]
             if points:
                 style = {"linewidth": 2.5, "zorder": 3} if name == "fastcse" else {"linewidth": 1.2}
-                colour = "#0b6e4f" if name == "fastcse" else colours[names.index(name) % len(colours)]
                 legend = " ".join(x for x in (name, rest) if x)
-                panel.plot(*zip(*sorted(points)), "o-", markersize=4, color=colour, label=legend, **style)
-        _dress(panel, label, sorted({getattr(r.problem, axis_name) for r in results}), axis_name.upper())
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
-    p = results[0].problem
-    figure.suptitle(f"{p.loss}, {p.dtype}, {p.device}, {p.data} rows, {p.stage} in training", fontsize=11)
+                panel.plot(*zip(*sorted(points)), "o-", markersize=4, color=colours[name], label=legend, **style)
+        _dress(panel, label, ticks, axis_name.upper())
+    if len(ticks) > 1:
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
+    figure.suptitle(_title(results), fontsize=11)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
 
-def _lines(results: list[Result], axis_name: str) -> dict[tuple[str, str], list[tuple[int, Row]]]:
+def _title(results: list[Result]) -> str:
+    """What all results share."""
+    p = results[0].problem
+    if len({r.problem.title for r in results}) == 1:
+        return p.title
+    one = len({r.problem.setting for r in results}) == 1
+    return f"{p.operation}, {p.setting if one else f'{p.dtype} on {p.device}'}"
+
+
+def _colours(names: set[str], palette: list) -> dict[str, object]:
+    ordered = sorted(names, key=lambda name: (name != "fastcse", name != LIMIT, name))
+    return {name: "#0b6e4f" if name == "fastcse" else palette[i % len(palette)] for i, name in enumerate(ordered)}
+
+
+def _bars(panel, label: str, rows: list[tuple[str, object, float | None]]) -> None:
+    """One size: a line of one point would say less."""
+    names, colours, values = zip(*((name, colour, value) for name, colour, value in rows if value is not None))
+    bars = panel.barh(names, values, color=colours)
+    panel.bar_label(bars, [f"{value:.3g}" for value in values], padding=4, fontsize=8)
+    panel.set(title=label, xlim=(0, 1.2 * max(*values, 0.01)))
+    panel.tick_params(axis="y", labelsize=8)
+    panel.invert_yaxis()
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def _lines(
+    results: list[Result], axis_name: str, axes: tuple[str, ...]
+) -> dict[tuple[str, str], list[tuple[int, Entry]]]:
     """(provider, what else varies) -> (x, row) of everything that was measured."""
-    varying = [k for k in ("n", "d", "data", "stage") if k != axis_name and len({_of(r, k) for r in results}) > 1]
-    lines: dict[tuple[str, str], list[tuple[int, Row]]] = {}
+    varying = [k for k in axes if k != axis_name and len({_of(r, k) for r in results}) > 1]
+    lines: dict[tuple[str, str], list[tuple[int, Entry]]] = {}
     for result in results:
         rest = ", ".join(f"{k.upper() if len(k) == 1 else k} {_of(result, k)}" for k in varying)
         for row in result.rows:

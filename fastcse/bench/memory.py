@@ -1,4 +1,4 @@
-"""Peak memory of one provider beyond its inputs and their gradients."""
+"""Peak memory of one provider beyond its inputs and what it hands back."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 
 import torch
 
-from .data import make_rows
-from .problem import LossProblem
-from .runs import LIMIT, bare_products, outcome_of
+from .runs import LIMIT
+from .subject import Problem
+from .subjects import subject_of
 
 MIB = 1 << 20
 # Below this many rows the process's own noise is larger than the matrix.
 SMALLEST_WEIGHED = 2048
 
 
-def extra_memory(problem: LossProblem, provider: str, choice: int | None) -> float | None:
+def extra_memory(problem: Problem, provider: str, choice: int | None) -> float | None:
     """MiB; None where the system does not tell. On the CPU in a process of its own: memory that another run has freed
     would hide it."""
     if torch.device(problem.device).type == "cuda":
@@ -29,27 +29,27 @@ def extra_memory(problem: LossProblem, provider: str, choice: int | None) -> flo
         return one.submit(_peak_on_cpu, problem, provider, choice, torch.get_num_threads()).result()
 
 
-def _peak_on_cpu(problem: LossProblem, provider: str, choice: int | None, threads: int) -> float | None:
+def _peak_on_cpu(problem: Problem, provider: str, choice: int | None, threads: int) -> float | None:
     torch.set_num_threads(threads)
     return _peak(problem, provider, choice)
 
 
-def _peak(problem: LossProblem, provider: str, choice: int | None) -> float | None:
-    from .peers import PEERS
-
-    rows = make_rows(problem)
+def _peak(problem: Problem, provider: str, choice: int | None) -> float | None:
+    subject = subject_of(problem)
+    inputs = subject.inputs(problem)
     if provider == LIMIT:
-        run = lambda: bare_products(problem)(*rows)  # noqa: E731 - its buffers are what is weighed
+        run = lambda: subject.limit(problem)(*inputs)  # noqa: E731 - its buffers are what is weighed
     else:
-        loss = PEERS[provider].loss(problem, choice)
-        run = lambda: outcome_of(problem, loss, *rows) and None  # noqa: E731
-        run()  # what is compiled, loaded and allocated once is not the loss's
-    for x in rows:
-        x.grad = None
-    gradients = sum(x.nbytes for x in rows) if problem.mode == "full" and provider != LIMIT else 0
+        prepared = subject.prepare(subject.peers[provider], problem, choice, inputs)
+        run = lambda: prepared() and None  # noqa: E731
+        run()  # what is compiled, loaded and allocated once is not the operation's
+    for x in inputs:
+        if isinstance(x, torch.Tensor):
+            x.grad = None
+    handed_back = 0 if provider == LIMIT else subject.output_bytes(problem, inputs)
     peak = _peak_of_device if torch.device(problem.device).type == "cuda" else _peak_of_process
     taken = peak(run)
-    return None if taken is None else max(0.0, (taken - gradients) / MIB)
+    return None if taken is None else max(0.0, (taken - handed_back) / MIB)
 
 
 def _peak_of_device(run: Callable[[], object]) -> int:

@@ -15,7 +15,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from .machine import version
-from .measure import Result, Row
+from .subject import Entry, Metric, Result
+from .subjects import subject_of
 
 LIGER_COLUMNS = (
     "kernel_name", "kernel_provider", "kernel_operation_mode", "metric_name", "metric_unit", "x_name", "x_label",
@@ -29,11 +30,12 @@ def result_table(result: Result) -> Group:
     chosen = [f"{row.provider} {row.choice}" for row in result.rows if row.choice is not None and row.ms is not None]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0, show_edge=False)
     table.add_column("provider", no_wrap=True)
-    for name in ("ms", "±", "/ bare", "TFLOP/s", "MiB", "loss\nerror", "grad.\nerror"):
+    metrics = subject_of(result.problem).metrics
+    for name in ("ms", "±", "/ bare", "TFLOP/s", "MiB", *(metric.heading for metric in metrics)):
         table.add_column(name, justify="right", no_wrap=True)
     for row in result.rows:
         if row.status == "measured":
-            table.add_row(*_cells(row), style="bold green" if row.provider == "fastcse" else None)
+            table.add_row(*_cells(row, metrics), style="bold green" if row.provider == "fastcse" else None)
     caption = [f"[dim]Chunk chosen: {', '.join(chosen)}.[/]"] if chosen else []
     return Group(f"[bold]{result.problem.title}[/]", table, *caption, "")
 
@@ -44,7 +46,7 @@ def legend(results: list[Result]) -> Group:
     notes = {row.provider: row.note for row in rows if row.status == "measured" and row.note}
     lines = [
         "ms: median; ±: half of what lies between the 20% and the 80% quantile, in percent; / bare: to the time of the "
-        "bare products; TFLOP/s: of those products; MiB: beyond inputs and gradients; errors: relative, from float64."
+        "bare products; TFLOP/s: of those products; " + subject_of(results[0].problem).legend
     ]
     lines += [f"[bold]{name}[/]: {escape(note)}" for name, note in notes.items()]
     lines += [f"[bold]{', '.join(names)}[/] {status}: {escape(why)}"
@@ -52,7 +54,7 @@ def legend(results: list[Result]) -> Group:
     return Group(*(f"[dim]{line}[/]" for line in lines))
 
 
-def left_out(rows: Iterable[Row]) -> dict[tuple[str, str], list[str]]:
+def left_out(rows: Iterable[Entry]) -> dict[tuple[str, str], list[str]]:
     """(status, reason) -> the providers that were not measured for it, each once."""
     groups: dict[tuple[str, str], list[str]] = {}
     for row in rows:
@@ -62,17 +64,18 @@ def left_out(rows: Iterable[Row]) -> dict[tuple[str, str], list[str]]:
     return groups
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: Entry, metrics: tuple[Metric, ...]) -> list[str]:
     spread = 50 * (row.ms_80 - row.ms_20) / row.ms
     return [
         row.provider, f"{row.ms:.4g}" if row.ms >= 1 else f"{row.ms:.3f}", f"{spread:.0f}%", f"{row.to_products:.2f}",
         "<0.001" if row.tflops < 5e-4 else f"{row.tflops:.3f}" if row.tflops < 10 else f"{row.tflops:.0f}",
-        "-" if row.extra_mib is None else f"{row.extra_mib:.0f}", _small(row.loss_error), _small(row.gradient_error),
+        "-" if row.extra_mib is None else f"{row.extra_mib:.0f}",
+        *(_shown(getattr(row, metric.field), metric.form) for metric in metrics),
     ]  # fmt: skip
 
 
-def _small(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1e}"
+def _shown(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
 
 
 class Files(NamedTuple):
@@ -128,18 +131,17 @@ def write_csv(path: Path, results: list[Result], machine: dict[str, Any]) -> Non
     _write_whole(path, write)
 
 
-def _liger_lines(result: Result, row: Row, machine: dict[str, Any]) -> Iterator[list]:
+def _liger_lines(result: Result, row: Entry, machine: dict[str, Any]) -> Iterator[list]:
     p = result.problem
     extra = {**p.labels(), "choice": row.choice, "fastcse": machine["fastcse"], "commit": machine["commit"]}
     tail = [json.dumps(extra), machine.get("gpu", machine["cpu"]), machine["time"], version("liger-kernel") or ""]
     for metric, unit, values in (
         ("speed", "ms", (row.ms, row.ms_20, row.ms_80)),
         ("memory", "MB", (row.extra_mib,) * 3),
-        ("loss error", "relative", (row.loss_error,) * 3),
-        ("gradient error", "relative", (row.gradient_error,) * 3),
+        *((metric.name, metric.unit, (getattr(row, metric.field),) * 3) for metric in subject_of(p).metrics),
     ):
         if values[0] is not None:
-            yield [p.loss, row.provider, p.mode, metric, unit, "N", "anchors", p.n, *values, *tail]
+            yield [p.operation, row.provider, p.mode, metric, unit, "N", p.counted, p.n, *values, *tail]
 
 
 def _write_whole(path: Path, write: Any) -> None:

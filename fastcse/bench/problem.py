@@ -71,12 +71,26 @@ class LossProblem:
                          if k != "M" or v != self.n)  # fmt: skip
 
     @property
-    def title(self) -> str:
-        """One line that says what is measured."""
+    def operation(self) -> str:
+        """The loss."""
+        return self.loss
+
+    @property
+    def counted(self) -> str:
+        """What N counts."""
+        return "anchors"
+
+    @property
+    def setting(self) -> str:
+        """All but the sizes."""
         what = "forward + backward" if self.mode == "full" else "forward alone"
         rows = f"{self.data} rows, {self.stage}"
-        where = f"{self.dtype} on {self.device}"
-        return f"{self.loss}, {self.size}, {what}, {where}, {rows}, temperature {self.temperature:g}"
+        return f"{what}, {self.dtype} on {self.device}, {rows}, temperature {self.temperature:g}"
+
+    @property
+    def title(self) -> str:
+        """One line that says what is measured."""
+        return f"{self.loss}, {self.size}, {self.setting}"
 
     def labels(self) -> dict[str, Any]:
         """Everything about it, for files."""

@@ -37,14 +37,19 @@ class Peer(NamedTuple):
 
     def missing(self) -> str | None:
         """Why it cannot run here at all, or None."""
-        absent = [name for name in self.modules if importlib.util.find_spec(name) is None]
-        be = "is" if len(absent) == 1 else "are"
-        return f"{', '.join(absent)} {be} not installed: {self.install}" if absent else None
+        return absent(self.modules, self.install)
 
     def loss(self, problem: LossProblem, choice: int | None = None) -> Loss:
         """The function for this problem; raises Unsuitable."""
         need(problem.loss in self.losses, f"computes {' and '.join(self.losses)}, not {problem.loss}")
         return self.build(problem) if choice is None else self.build(problem, choice)
+
+
+def absent(modules: tuple[str, ...], install: str) -> str | None:
+    """Which of the modules are not installed and how to get them, or None."""
+    lacking = [name for name in modules if importlib.util.find_spec(name) is None]
+    be = "is" if len(lacking) == 1 else "are"
+    return f"{', '.join(lacking)} {be} not installed: {install}" if lacking else None
 
 
 def need(condition: bool, reason: str) -> None:

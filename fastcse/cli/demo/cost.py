@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from tqdm.auto import tqdm
 
 from ...bench.data import make_rows
-from ...bench.measure import Row, measure
+from ...bench.loss import Row
+from ...bench.measure import measure
 from ...bench.peers import PEERS
 from ...bench.problem import LossProblem
 from ...bench.runs import outcome_of

@@ -1,0 +1,17 @@
+"""The operations that can be measured, each by the type of its problems."""
+
+from __future__ import annotations
+
+from .loss import LOSS
+from .mining import MINING, MiningProblem
+from .nearest.problem import TopkProblem
+from .nearest.subject import NEAREST
+from .problem import LossProblem
+from .subject import Problem, Subject
+
+SUBJECTS: dict[type, Subject] = {LossProblem: LOSS, TopkProblem: NEAREST, MiningProblem: MINING}
+
+
+def subject_of(problem: Problem) -> Subject:
+    """The operation that a problem asks for."""
+    return SUBJECTS[type(problem)]

@@ -1,0 +1,15 @@
+"""`fastcse bench`: what an operation costs here, beside every peer that is installed."""
+
+from __future__ import annotations
+
+import typer
+
+from .loss import loss
+from .mining import mining
+from .nearest import nearest
+
+bench = typer.Typer(name="bench", help="Measure an operation beside every peer that is installed.",
+                    no_args_is_help=True, add_completion=False)  # fmt: skip
+bench.command("loss")(loss)
+bench.command("topk")(nearest)
+bench.command("mining")(mining)
