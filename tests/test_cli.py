@@ -141,7 +141,8 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(files, arguments, says):
         (["train", "--output-dir", "o", "--seed", "1.5"], "Invalid value for '--seed': '1.5' is not a whole number"),
         (["train"], "Missing option '--output-dir'"),
         (["eval", "minilm"], "Missing option '--sts-dir'"),
-        (["mine"], "No such command 'mine'"),
+        (["mine"], "Missing option '--output'"),
+        (["mint"], "No such command 'mint'"),
         (["info", "--jsn"], "No such option: --jsn"),
     ],
 )
@@ -162,7 +163,7 @@ def test_no_command_prints_the_help(monkeypatch, capsys):
         commands.main()
     assert stopped.value.code == 0
     shown = capsys.readouterr().out
-    assert all(name in shown for name in ("info", "train", "eval", "demo"))
+    assert all(name in shown for name in ("info", "mine", "train", "eval", "demo"))
 
 
 def test_our_own_faults_keep_their_traceback(files, encoder_path, monkeypatch):

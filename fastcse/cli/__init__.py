@@ -1,4 +1,4 @@
-"""The command line, `fastcse`: info, train, eval, demo."""
+"""The command line, `fastcse`: info, mine, train, eval, bench, demo."""
 
 from .commands import app as app
 from .commands import main as main

@@ -12,12 +12,14 @@ from .console import INTERRUPTED, fail
 from .demo.command import demo
 from .eval import evaluate
 from .info import info
+from .mine.command import mine
 from .train import train
 
 app = typer.Typer(name="fastcse", add_completion=False, pretty_exceptions_enable=False)
 app.command("info")(info)
 app.command("train")(train)
 app.command("eval")(evaluate)
+app.command("mine")(mine)
 app.command("demo")(demo)
 app.add_typer(bench)
 

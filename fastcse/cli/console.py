@@ -16,7 +16,7 @@ from ..evaluation.files import InputError
 
 EXTRAS = {
     "sentence_transformers": "train", "transformers": "train", "datasets": "train", "accelerate": "train",
-    "scipy": "train", "matplotlib": "train", "tqdm": "train", "huggingface_hub": "train",
+    "scipy": "train", "matplotlib": "train", "tqdm": "train", "huggingface_hub": "train", "faiss": "mining",
 }  # fmt: skip
 INTERRUPTED = 130  # the shell's code for Ctrl-C
 
@@ -38,12 +38,12 @@ def _number(kind: type, text: str, expected: str):
         raise typer.BadParameter(f"{text!r} is not {expected}") from None
 
 
-def whole_option(help: str) -> Any:
-    return typer.Option(parser=whole, metavar="INT", help=help)
+def whole_option(help: str, **more: Any) -> Any:
+    return typer.Option(parser=whole, metavar="INT", help=help, **more)
 
 
-def real_option(help: str) -> Any:
-    return typer.Option(parser=real, metavar="FLOAT", help=help)
+def real_option(help: str, **more: Any) -> Any:
+    return typer.Option(parser=real, metavar="FLOAT", help=help, **more)
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on stdout.")]

@@ -24,6 +24,9 @@ def train(
     pairs: Annotated[
         str | None, typer.Option(metavar="FILE", help="anchor, positive [, negative]: .tsv or .gz.")
     ] = None,
+    hard_negatives: Annotated[
+        str | None, typer.Option(metavar="FILE", help="What fastcse mine wrote for --corpus or --pairs.")
+    ] = None,
     batch_size: Annotated[int, whole_option("Sentences, or pairs, in a batch.")] = 64,
     max_steps: Annotated[int, whole_option("Optimizer steps.")] = 1000,
     lr: Annotated[float, real_option("First learning rate; it decays linearly to 0.")] = 3e-5,
@@ -42,13 +45,16 @@ def train(
     backend: Backend = None,
     as_json: Json = False,
 ) -> None:
-    """Train a sentence encoder on --corpus (SimCSE: two dropout masks of a sentence) or on --pairs."""
+    """Train a sentence encoder on --corpus (SimCSE: two dropout masks of a sentence) or on --pairs.
+
+    With --hard-negatives the mined negatives of a pair join those of the batch; pairs without any are left out.
+    """
     from ..training.options import TrainOptions
 
     options = TrainOptions(
         output_dir=output_dir, objective=objective, model=model, pooling=pooling, corpus=corpus, pairs=pairs,
-        batch_size=batch_size, max_steps=max_steps, lr=lr, max_length=max_length, seed=seed, sts_dir=sts_dir,
-        eval_steps=eval_steps, resume=resume, backend=backend,
+        hard_negatives=hard_negatives, batch_size=batch_size, max_steps=max_steps, lr=lr, max_length=max_length,
+        seed=seed, sts_dir=sts_dir, eval_steps=eval_steps, resume=resume, backend=backend,
         objective_options={"temperature": temperature, "margin": margin},
     )  # fmt: skip
     with quiet_stdout():
@@ -68,6 +74,8 @@ def _table(report: TrainReport) -> Table:
     table.add_row("backend", str(report.backend))
     table.add_row("model", f"{options['model']}, pooling {options['pooling'] or 'its own'}")
     table.add_row("text", f"{options['corpus'] or options['pairs']}, {report.sentences:,} rows")
+    if options["hard_negatives"]:
+        table.add_row("hard negatives", "; ".join((options["hard_negatives"], *report.notes)))
     speed = report.new_steps * options["batch_size"] / max(report.seconds, 1e-9)
     table.add_row(
         "steps", f"{report.steps} of batch {options['batch_size']}, {report.seconds:.0f} s, {speed:.0f} rows/s"

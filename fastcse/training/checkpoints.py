@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from ..evaluation.files import InputError
-from .options import TrainOptions, flag
+from .options import DIGEST, TrainOptions, flag
 
 OPTIONS_FILE = "fastcse_train.json"
 # The Trainer writes this file last, so a folder without it is what a killed process left behind.
@@ -59,4 +59,6 @@ def _check_same_run(path: Path, options: TrainOptions) -> None:
     first, now = json.loads(path.read_text(encoding="utf-8")), options.identity()
     for name, value in now.items():
         if first.get(name) != value:
-            raise InputError(f"{flag(name)} is {value!r}, but the run that --resume continues had {first.get(name)!r}")
+            option = name.removesuffix(DIGEST)
+            what = flag(name) if option == name else f"the sha256 of {flag(option)} {now[option]!r}"
+            raise InputError(f"{what} is {value!r}, but the run that --resume continues had {first.get(name)!r}")

@@ -42,18 +42,19 @@ def read_pairs(path: str | Path, argument: str = "--pairs") -> Dataset:
     if width < 2 or (first == 0 and width > 3):
         raise InputError(f"{argument} {str(path)!r} has {width} columns: expected 2 or 3, or a header with their names")
     rows = [
-        _cells(line, where, width, f"{argument} {str(path)!r} line {number}")
+        cells(line, where, width, f"{argument} {str(path)!r} line {number}")
         for number, line in enumerate(lines[first:], first + 1)
         if line.strip()
     ]
     return Dataset.from_dict({name: list(column) for name, column in zip(names, zip(*rows))} if rows else {})
 
 
-def _cells(line: str, where: range | list[int], width: int, place: str) -> list[str]:
-    cells = [cell.strip() for cell in line.split("\t")]
-    if len(cells) != width:
-        raise InputError(f"{place} has {len(cells)} columns where the first line has {width}")
-    chosen = [cells[column] for column in where]
+def cells(line: str, where: range | list[int], width: int, place: str) -> list[str]:
+    """The stripped cells of a row at the columns `where`; an InputError if one is empty or the width is another."""
+    row = [cell.strip() for cell in line.split("\t")]
+    if len(row) != width:
+        raise InputError(f"{place} has {len(row)} columns where the first line has {width}")
+    chosen = [row[column] for column in where]
     if not all(chosen):
         raise InputError(f"{place} has an empty cell: expected text in column {where[chosen.index('')] + 1}")
     return chosen
@@ -66,3 +67,22 @@ def check_fills_a_batch(dataset: Dataset, batch_size: int, path: str, argument: 
         raise InputError(
             f"--batch-size {batch_size} is more than the {distinct} distinct sentences of {argument} {path!r}"
         )
+    apart = _rows_apart(dataset, batch_size)
+    if apart < batch_size:
+        raise InputError(
+            f"--batch-size {batch_size} is more than the {apart} rows of {argument} {path!r} that share no text, "
+            "positives and negatives included"
+        )
+
+
+def _rows_apart(dataset: Dataset, enough: int) -> int:
+    """How many rows a batch can take without holding a text twice, counted from the first row on up to `enough`."""
+    taken: set[str] = set()
+    count = 0
+    for row in zip(*(dataset[name][:] for name in dataset.column_names)):
+        if taken.isdisjoint(row):
+            taken.update(row)
+            count += 1
+        if count == enough:
+            break
+    return count

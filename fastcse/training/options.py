@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ..evaluation.files import InputError
@@ -14,14 +16,16 @@ POOLINGS = ("cls", "mean")
 # These do not change the losses of a run, so a resumed run may differ in them.
 FREE_ON_RESUME = {"output_dir", "resume", "backend"}
 SIMCSE_EVAL_STEPS = 125
+DIGEST = "_sha256"  # ends the name of what is no option, but the content of the file that an option names
 
 
 @dataclass(frozen=True)
 class TrainOptions:
     """The options of a run, under the names of the command line. The defaults are SimCSE's, unsupervised BERT-base.
 
-    Exactly one of `corpus` and `pairs` is given. `pooling=None` keeps the model's own; `eval_steps=None` is every 125
-    steps as in SimCSE, or four times in a shorter run. `objective_options` holds the options of the objective, by name.
+    Exactly one of `corpus` and `pairs` is given; `hard_negatives` is a file of `fastcse mine` for it. `pooling=None`
+    keeps the model's own; `eval_steps=None` is every 125 steps as in SimCSE, or four times in a shorter run.
+    `objective_options` holds the options of the objective, by name.
 
     Raises:
         InputError: an option outside its range, named with the value that came.
@@ -33,6 +37,7 @@ class TrainOptions:
     pooling: str | None = None
     corpus: str | None = None
     pairs: str | None = None
+    hard_negatives: str | None = None
     batch_size: int = 64
     max_steps: int = 1000
     lr: float = 3e-5
@@ -62,8 +67,12 @@ class TrainOptions:
         check_backend(self.backend)
 
     def identity(self) -> dict[str, Any]:
-        """The options that a resumed run must share with the run it continues."""
-        return {name: value for name, value in asdict(self).items() if name not in FREE_ON_RESUME}
+        """The options that a resumed run must share with the run it continues, and the content of the mined file."""
+        chosen = {name: value for name, value in asdict(self).items() if name not in FREE_ON_RESUME}
+        if self.hard_negatives is not None:
+            content = Path(self.hard_negatives).read_bytes()
+            chosen[f"hard_negatives{DIGEST}"] = hashlib.sha256(content).hexdigest()
+        return chosen
 
 
 def check_pooling(name: str | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,12 +18,14 @@ from ..integrations.sentence_transformers import FusedContrastiveLoss
 from .checkpoints import prepare_output
 from .data import check_fills_a_batch, read_corpus, read_pairs
 from .encoders import has_dropout, load_encoder
+from .hard_negatives import add_hard_negatives
 from .objectives import get_objective
 from .options import TrainOptions
 from .trainer import ContrastiveTrainer, make_trainer
 
 DEV = "stsb.dev"  # the set that chooses the checkpoint; no other set is opened
 DEV_KEY = "stsb_dev"
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class TrainReport:
     best_step: int | None
     dev_best: float | None
     saved: str
+    notes: list[str]  # what of the text was left out, in a sentence each
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -62,7 +66,9 @@ def train(options: TrainOptions) -> TrainReport:
         >>> report.dev_best > report.dev_before                                           # doctest: +SKIP
         True
     """
-    dataset = _read(options)
+    dataset, notes = _read(options)
+    for note in notes:
+        logger.warning(note)
     dev = None if options.sts_dir is None else find_dev(options.sts_dir)
     set_seed(options.seed)  # before the model: weights that a checkpoint lacks are drawn at random
     model = load_encoder(options.model, pooling=options.pooling)
@@ -85,16 +91,19 @@ def train(options: TrainOptions) -> TrainReport:
     seconds = time.perf_counter() - start
     trainer.save_model(options.output_dir)
     first_step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
-    return _report(options, trainer, before, seconds, len(dataset), first_step)
+    return _report(options, trainer, before, seconds, len(dataset), first_step, notes)
 
 
-def _read(options: TrainOptions) -> Dataset:
+def _read(options: TrainOptions) -> tuple[Dataset, list[str]]:
     if options.corpus is not None:
         path, argument, dataset = options.corpus, "--corpus", read_corpus(options.corpus)
     else:
         path, argument, dataset = options.pairs, "--pairs", read_pairs(options.pairs)
+    notes: list[str] = []
+    if options.hard_negatives is not None:
+        dataset, notes = add_hard_negatives(dataset, options.hard_negatives)
     check_fills_a_batch(dataset, options.batch_size, path, argument)
-    return dataset
+    return dataset, notes
 
 
 def find_dev(directory: str | Path) -> StsEvaluator:
@@ -117,6 +126,7 @@ def _report(
     seconds: float,
     sentences: int,
     first_step: int,
+    notes: list[str],
 ) -> TrainReport:
     score = f"eval_{DEV_KEY}_spearman_cosine"
     history = trainer.state.log_history
@@ -139,4 +149,5 @@ def _report(
         best_step=best_step,
         dev_best=dict(dev).get(best_step),
         saved=options.output_dir,
+        notes=notes,
     )

@@ -1,0 +1,502 @@
+"""`fastcse mine`: files in, files out, runs that are killed, and who reads the result."""
+
+import functools
+import gzip
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from datasets import Dataset, load_dataset
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from tiny_encoder import sentences, write_tiny_encoder
+from typer.testing import CliRunner
+
+import fastcse
+from fastcse.cli import app
+from fastcse.cli.mine import job
+from fastcse.cli.mine.options import as_flags
+from fastcse.mining import text_search
+from fastcse.mining.texts import mine_hard_negatives
+from fastcse.training.options import TrainOptions
+from fastcse.training.run import train
+
+ANCHORS, POSITIVES, MORE = sentences(30), sentences(30, seed=1), sentences(40, seed=2)
+
+
+@pytest.fixture(scope="module")
+def encoder_path(tmp_path_factory):
+    return write_tiny_encoder(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def files(tmp_path):
+    pairs = [*zip(ANCHORS, POSITIVES), (ANCHORS[0], POSITIVES[5])]  # one anchor has two positives
+    (tmp_path / "pairs.tsv").write_text("".join(f"{a}\t{p}\n" for a, p in pairs), encoding="utf-8")
+    (tmp_path / "corpus.txt").write_text("\n".join([*MORE, POSITIVES[3], MORE[0]]), encoding="utf-8")
+    return tmp_path
+
+
+@pytest.fixture
+def call(files, encoder_path):
+    """`fastcse mine` on the pairs into mined.jsonl, unless the arguments say otherwise."""
+
+    def go(*arguments, text=("--pairs", "pairs.tsv"), output="mined.jsonl", model=encoder_path):
+        chosen = [str(files / word) if word in ("pairs.tsv", "corpus.txt") else str(word) for word in text]
+        chosen += ["--output", str(files / output), "--model", str(model), *map(str, arguments)]
+        return CliRunner().invoke(app, ["mine", *chosen])
+
+    return go
+
+
+def rows_of(path):
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8", newline="\n") as file:
+        lines = file.read().splitlines()
+    if ".tsv" in path.name:
+        names = lines[0].split("\t")
+        return [dict(zip(names, line.split("\t"), strict=True)) for line in lines[1:]]
+    return [json.loads(line) for line in lines]
+
+
+def left(folder):
+    """What a run has left, beside its input."""
+    return sorted({path.name for path in folder.iterdir()} - {"pairs.tsv", "corpus.txt"})
+
+
+def refused(result, says):
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("Error: ")
+    assert says in last, last
+
+
+# What is mined
+
+
+@pytest.mark.parametrize("output", ["m.jsonl", "m.jsonl.gz", "m.tsv", "m.tsv.gz"])
+def test_a_pair_gets_near_texts_that_are_not_its_positives(call, files, output):
+    done = call("--num-negatives", 2, "--json", output=output)
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    rows = rows_of(files / output)
+    assert report["rows"] == len(rows) == 2 * 31
+    assert list(rows[0]) == ["anchor", "positive", "negative"]
+    assert {(row["anchor"], row["positive"]) for row in rows} == {*zip(ANCHORS, POSITIVES), (ANCHORS[0], POSITIVES[5])}
+    assert not [row for row in rows if row["anchor"] == ANCHORS[0] and row["negative"] in (POSITIVES[0], POSITIVES[5])]
+    assert {row["negative"] for row in rows} <= set(POSITIVES)
+    assert left(files) == sorted([output, f"{output}.report.json"])
+    if output.endswith(".gz"):
+        assert (files / output).read_bytes()[4:8] == bytes(4)  # no time, so that the same rows are the same bytes
+
+
+def test_a_corpus_alone_is_its_own_pairs(call, files):
+    done = call("--num-negatives", 2, text=("--corpus", "corpus.txt"))
+    assert done.exit_code == 0, done.output
+    rows = rows_of(files / "mined.jsonl")
+    texts = {*MORE, POSITIVES[3]}
+    assert {row["anchor"] for row in rows} == texts
+    assert all(row["anchor"] == row["positive"] != row["negative"] in texts for row in rows)
+    assert len(rows) == 2 * len(texts)  # the line that is there twice is one anchor
+
+
+def test_a_corpus_gives_further_candidates(call, files):
+    assert call("--num-negatives", 5, text=("--pairs", "pairs.tsv", "--corpus", "corpus.txt")).exit_code == 0
+    rows = rows_of(files / "mined.jsonl")
+    assert {row["negative"] for row in rows} & set(MORE)
+    assert not [row for row in rows if row["negative"] == row["positive"]]
+
+
+@pytest.mark.parametrize(
+    ("format", "columns"),
+    [
+        ("triplet", ["anchor", "positive", "negative", "scores"]),
+        ("n-tuple", ["anchor", "positive", "negative_1", "negative_2", "scores"]),
+        ("labeled-pair", ["anchor", "positive", "score"]),
+        ("labeled-list", ["anchor", "positive", "scores"]),
+    ],
+)
+def test_the_rows_are_the_librarys_in_every_format(call, files, encoder_path, format, columns):
+    done = call("--num-negatives", 2, "--range-min", 1, "--relative-margin", 0.01, "--format", format, "--scores")
+    assert done.exit_code == 0, done.output
+    data = Dataset.from_dict({"anchor": [*ANCHORS, ANCHORS[0]], "positive": [*POSITIVES, POSITIVES[5]]})
+    expected = mine_hard_negatives(
+        data, SentenceTransformer(encoder_path, device="cpu"), num_negatives=2, range_min=1, relative_margin=0.01,
+        output_format=format, output_scores=True, verbose=False,
+    )  # fmt: skip
+    assert expected.column_names == columns
+    assert rows_of(files / "mined.jsonl") == expected.to_list()
+    if format != "labeled-list":
+        assert call("--num-negatives", 2, "--range-min", 1, "--relative-margin", 0.01, "--format", format, "--scores",
+                    output="m.tsv").exit_code == 0  # fmt: skip
+        table = [{k: json.loads(v) if "score" in k else v for k, v in r.items()} for r in rows_of(files / "m.tsv")]
+        assert table == expected.to_list()
+
+
+def test_the_seed_decides_what_is_sampled(call, files):
+    drawn = []
+    for seed in (1, 1, 2):
+        more = ("--sampling", "random", "--range-max", 12, "--seed", seed, "--overwrite")
+        assert call(*more).exit_code == 0
+        drawn.append((files / "mined.jsonl").read_bytes())
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_the_table_and_the_json_say_what_was_filtered_out(call, files):
+    arguments = ("--max-score", 0.99, "--relative-margin", 0.001)
+    report = json.loads(call(*arguments, "--json").stdout)
+    table = call(*arguments, "--overwrite")
+    for word in ("max_score", "relative_margin", "mean", "positive", "negative"):
+        assert word in table.stdout.lower()
+    assert report["filters"]["relative_margin"]["of"] > report["filters"]["relative_margin"]["dropped"] > 0
+    assert (report["positives"], report["queries"], report["candidates"]) == (31, 30, 30)
+    assert report["output"] == str(files / "mined.jsonl")
+    assert report["scores"]["negative"]["max"] <= 0.99
+    assert report["backend"] == fastcse.last_backend()
+    for bar in ("encode query", "encode corpus", "search"):
+        assert bar in table.stderr
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    """How many texts the model was given, so far."""
+    counts, plain = [], SentenceTransformer.encode
+
+    def spy(self, *args, **kwargs):
+        counts.append(len(args[0] if args else kwargs["inputs"]))
+        return plain(self, *args, **kwargs)
+
+    monkeypatch.setattr(SentenceTransformer, "encode", spy)
+    return lambda: sum(counts)
+
+
+def test_a_corpus_is_encoded_once_unless_its_sides_differ(call, encoded):
+    assert call(text=("--corpus", "corpus.txt")).exit_code == 0
+    assert encoded() == 41
+    assert call("--query-prompt", "the ", "--overwrite", text=("--corpus", "corpus.txt")).exit_code == 0
+    assert encoded() == 3 * 41
+
+
+def test_a_prompt_and_a_length_change_what_is_found(call, files):
+    outputs = set()
+    for more in ((), ("--query-prompt", "old red moon "), ("--corpus-prompt", "old red moon "), ("--max-length", 4)):
+        assert call(*more, "--overwrite").exit_code == 0
+        outputs.add((files / "mined.jsonl").read_bytes())
+    assert len(outputs) == 4
+
+
+def test_a_cross_encoder_scores_again(call, files, monkeypatch):
+    class Longest:
+        """Scores a pair by the length of its second text."""
+
+        def __init__(self, name):
+            assert name == "some/reranker"
+
+        def predict(self, pairs, batch_size):
+            return [float(len(text)) for _, text in pairs]
+
+    monkeypatch.setattr(job, "CrossEncoder", Longest)
+    assert call("--cross-encoder", "some/reranker", "--num-negatives", 1, "--max-score", 25).exit_code == 0
+    rows = rows_of(files / "mined.jsonl")
+    assert rows
+    assert all(len(row["negative"]) <= 25 for row in rows)
+    assert any(len(text) > 25 for text in POSITIVES)
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw"])
+def test_faiss_searches_where_it_is_asked_for(call, kind, monkeypatch):
+    pytest.importorskip("faiss", reason="needs FAISS: pip install 'fastcse[mining]'")
+    kinds, make = [], text_search.CorpusIndex
+    monkeypatch.setattr(text_search, "CorpusIndex", lambda *a, **k: kinds.append(k["kind"]) or make(*a, **k))
+    done = call("--index", kind, "--json")
+    assert done.exit_code == 0, done.output
+    assert kinds == [kind]
+    assert json.loads(done.stdout)["backend"] == f"faiss {kind}"
+
+
+def test_include_positives_ranks_them_too(call, files):
+    refused(call("--include-positives"), "--include-positives is for a ranking in one row: expected --format n-tuple")
+    assert call("--include-positives", "--format", "n-tuple", "--num-negatives", 29).exit_code == 0
+    ranked = [row["positive"] in [row[f"negative_{i}"] for i in range(1, 30)] for row in rows_of(files / "mined.jsonl")]
+    assert sum(ranked) > 20  # all but those that are the farthest of the 30
+
+
+# Who reads it
+
+
+@pytest.mark.parametrize("format", ["triplet", "n-tuple"])
+def test_sentence_transformers_trains_on_the_file(call, files, encoder_path, format):
+    assert call("--format", format).exit_code == 0
+    data = load_dataset("json", data_files=str(files / "mined.jsonl"), split="train", cache_dir=str(files / "hub"))
+    model = SentenceTransformer(encoder_path, device="cpu")
+    arguments = SentenceTransformerTrainingArguments(
+        str(files / "st"), per_device_train_batch_size=4, max_steps=3, report_to="none", logging_steps=1
+    )
+    trainer = SentenceTransformerTrainer(model, arguments, train_dataset=data, loss=MultipleNegativesRankingLoss(model))
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(losses) == 3
+    assert all(0 < loss < 100 for loss in losses)
+
+
+@pytest.mark.parametrize("output", ["m.jsonl", "m.tsv.gz"])
+@pytest.mark.parametrize("text", ["pairs", "corpus"])
+def test_fastcse_trains_on_the_file(call, files, encoder_path, text, output):
+    source = {"pairs": "pairs.tsv", "corpus": "corpus.txt"}[text]
+    assert call("--num-negatives", 2, "--scores", text=(f"--{text}", source), output=output).exit_code == 0
+    report = train(TrainOptions(
+        str(files / "out"), "infonce", encoder_path, batch_size=4, max_steps=2, hard_negatives=str(files / output),
+        **{text: str(files / source)},
+    ))  # fmt: skip
+    # A line that the corpus holds twice stays there twice.
+    assert report.sentences == len(rows_of(files / output)) + (2 if text == "corpus" else 0)
+    assert report.notes == []
+
+
+# Runs that end early
+
+
+SMALL_SHARDS = """
+import functools, sys
+from fastcse.cli import main
+from fastcse.cli.mine import job
+from fastcse.mining import text_search
+job.encode_texts = text_search.encode_texts = functools.partial(text_search.encode_texts, shard_rows=64)
+main()
+"""
+
+
+def shards(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("rows-*.npy")}
+
+
+def test_a_run_that_is_killed_goes_on_where_it_was(files, encoder_path, monkeypatch, encoded):
+    (files / "many.txt").write_text("\n".join(sentences(2000, seed=3)), encoding="utf-8")
+
+    def arguments(output, *more):
+        return ["mine", "--corpus", str(files / "many.txt"), "--model", encoder_path, "--output", str(files / output),
+                "--relative-margin", "0.02", "--scores", *more]  # fmt: skip
+
+    stopped = subprocess.Popen(
+        [sys.executable, "-c", SMALL_SHARDS, *arguments("mined.jsonl")], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    cache = files / "mined.jsonl.cache"
+    while not shards(cache):
+        assert stopped.poll() is None, stopped.communicate()
+        time.sleep(0.002)
+    stopped.send_signal(signal.SIGKILL)
+    stopped.communicate()
+    finished = shards(cache)
+    assert 1 <= len(finished) < 2000 // 64
+    assert "mined.jsonl" not in left(files)
+
+    small = functools.partial(text_search.encode_texts, shard_rows=64)
+    for module in (job, text_search):
+        monkeypatch.setattr(module, "encode_texts", small)
+    seen, finish = {}, job.Workspace.finish
+    monkeypatch.setattr(job.Workspace, "finish", lambda self, *a: seen.update(shards(self.cache)) or finish(self, *a))
+
+    def mine(*more):
+        return CliRunner().invoke(app, arguments(*more))
+
+    refused(mine("mined.jsonl"), "has an unfinished run in 'mined.jsonl.cache': add --resume to go on with")
+    refused(mine("mined.jsonl", "--resume", "--query-prompt", "the "),
+            "--query-prompt is 'the ', but the run that --resume continues had None")  # fmt: skip
+    assert encoded() == 0
+    done = mine("mined.jsonl", "--resume")
+    assert done.exit_code == 0, done.output
+    assert encoded() == 2000 - 64 * len(finished)
+    assert {path: seen[path] for path in finished} == finished  # not written again
+    assert mine("whole.jsonl").exit_code == 0
+    assert (files / "mined.jsonl").read_bytes() == (files / "whole.jsonl").read_bytes()
+    assert not [name for name in left(files) if name.endswith((".cache", ".part"))]
+
+
+@pytest.fixture
+def broken_search(monkeypatch):
+    """Lets a run encode, and stops it there."""
+
+    def go(error):
+        patch = pytest.MonkeyPatch()
+        patch.setattr(job, "as_dataset", lambda *_: (_ for _ in ()).throw(error))
+        return patch
+
+    return go
+
+
+def test_ctrl_c_says_how_to_go_on(call, files, broken_search, encoded):
+    patch = broken_search(KeyboardInterrupt())
+    stopped = call()
+    patch.undo()
+    assert stopped.exit_code == 130
+    assert stopped.stderr.splitlines()[-2:] == [
+        f"What was encoded is in {files}/mined.jsonl.cache: add --resume to go on.", "Stopped."
+    ]  # fmt: skip
+    before = encoded()
+    assert call("--resume", "--num-negatives", 1).exit_code == 0  # which does not touch the embeddings
+    assert encoded() == before == 60
+
+
+def test_overwrite_starts_anew(call, files, broken_search, encoded):
+    patch = broken_search(KeyboardInterrupt())
+    call()
+    patch.undo()
+    (files / "mined.jsonl.cache" / "fastcse_mine.json").write_text('{"model": "another"}', encoding="utf-8")
+    refused(call(), "has an unfinished run in 'mined.jsonl.cache': add --resume")
+    refused(call("--resume"), "but the run that --resume continues had 'another'")
+    assert encoded() == 60
+    assert call("--overwrite").exit_code == 0
+    assert encoded() == 120
+    assert left(files) == ["mined.jsonl", "mined.jsonl.report.json"]
+
+
+def test_a_finished_output_is_not_made_again_and_not_lost(call, files, encoded, monkeypatch):
+    first = call("--json")
+    content, before = (files / "mined.jsonl").read_bytes(), encoded()
+    refused(call(), "mined.jsonl' exists: add --overwrite to replace it")
+    monkeypatch.setattr(job, "load_encoder", lambda name: pytest.fail("the model was loaded"))
+    again = call("--resume", "--json")
+    assert again.exit_code == 0
+    assert json.loads(again.stdout) == json.loads(first.stdout)
+    assert "is complete, nothing was left to do" in again.stderr
+    assert call("--resume").exit_code == 0
+    refused(call("--resume", "--num-negatives", 2), "--num-negatives is 2, but the run that made --output")
+    (files / "pairs.tsv").write_text("a\tb\nc\td\ne\tf\ng\th\n", encoding="utf-8")
+    refused(call("--resume"), "the sha256 of --pairs is ")
+    assert (files / "mined.jsonl").read_bytes() == content
+    assert encoded() == before
+
+
+def test_resume_needs_something_to_resume(call, files):
+    refused(call("--resume"), "--resume finds no unfinished run of --output")
+    (files / "mined.jsonl").write_text("somebody's\n", encoding="utf-8")
+    refused(call("--resume"), "without its mined.jsonl.report.json: add --overwrite instead")
+    assert (files / "mined.jsonl").read_text() == "somebody's\n"
+
+
+def test_an_output_that_was_changed_is_not_taken_for_finished(call, files):
+    assert call().exit_code == 0
+    (files / "mined.jsonl").write_text("cut", encoding="utf-8")
+    refused(call("--resume"), "--resume finds no unfinished run of --output")
+
+
+def test_a_cache_folder_serves_other_runs(call, files, encoded):
+    cache = files / "kept" / "here"
+    assert call("--cache-folder", cache).exit_code == 0
+    assert encoded() == 60
+    assert call("--cache-folder", cache, "--num-negatives", 1, output="other.tsv").exit_code == 0
+    assert encoded() == 60
+    assert call("--cache-folder", cache, "--corpus-prompt", "the ", output="third.tsv").exit_code == 0
+    assert encoded() == 90
+    assert shards(cache)
+    assert not (files / "mined.jsonl.cache").exists()
+
+
+def test_filters_that_leave_nothing_write_nothing(call, files, encoded):
+    refused(call("--max-score", -0.99), "no anchor is left with a negative (positive dropped")
+    assert left(files) == ["mined.jsonl.cache"]
+    assert call("--resume").exit_code == 0
+    assert encoded() == 60
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (("--num-negatives", 0), "--num-negatives must be a whole number from 1, got 0"),
+        (
+            ("--num-negatives", 30),
+            "--num-negatives 30 after --range-min 0 is more than there is: 30 distinct",
+        ),
+        (("--range-min", 27), "--num-negatives 3 after --range-min 27 is more than there is"),
+        (("--range-min", 5, "--range-max", 6), "--num-negatives must be at most --range-max - --range-min"),
+        (("--max-score", "nan"), "--max-score must be "),
+        (("--max-score", 0.1, "--min-score", 0.5), "--max-score must be at least --min-score"),
+        (("--sampling", "best"), "--sampling must be "),
+        (("--format", "pairs"), "--format is 'pairs': expected one of triplet, n-tuple, labeled-pair, labeled-list"),
+        (("--index", "lsh"), "--index is 'lsh': expected one of exact, flat, ivf, hnsw"),
+        (("--index", "flat", "--backend", "cpp"), "--backend 'cpp' is for kind 'exact', got kind 'flat'"),
+        (("--backend", "rocm"), "--backend 'rocm' is unknown"),
+        (("--batch-size", 0), "--batch-size is 0: expected at least 1"),
+        (("--max-length", 2), "--max-length is 2: expected at least 3"),
+        (("--max-length", 65), "--max-length is 65: --model"),
+        (("--query-prompt-name", "web"), "--query-prompt-name is 'web', but the prompts of --model"),
+        (("--cross-encoder", "./nowhere"), "--cross-encoder './nowhere' cannot be loaded"),
+        (("--resume", "--overwrite"), "expected one of --resume and --overwrite, got both"),
+        (("--output", "{}/m.csv"), "--output '{}/m.csv' has an unknown ending: expected .jsonl or .tsv"),
+        (("--output", "{}/no/m.tsv"), "--output '{}/no/m.tsv': its folder '{}/no' does not exist"),
+        (("--output", "{}/a.jsonl"), "--output '{}/a.jsonl' is a folder: expected a file"),
+        (
+            ("--output", "{}/pairs.tsv", "--overwrite"),
+            "--output '{}/pairs.tsv' is the file of --pairs: it would be lost",
+        ),
+        (("--output", "{}/m.tsv", "--format", "labeled-list"), "cannot hold the lists of --format labeled-list"),
+        (("--output", "{}/b.tsv"), "'{}/b.tsv.cache' is in the way of the cache"),
+        (("--cache-folder", "{}/pairs.tsv"), "'{}/pairs.tsv' is in the way of the cache"),
+        (("--model", "{}/nowhere"), "--model '{}/nowhere' is not a folder"),
+        (("--pairs", "{}/nowhere"), "--pairs '{}/nowhere' does not exist"),
+        (("--pairs", "{}/empty.tsv"), "--pairs '{}/empty.tsv' is empty"),
+        (("--pairs", "{}/header.tsv"), "--pairs '{}/header.tsv' holds no pair below its header"),
+        (("--corpus", "{}/empty.tsv"), "--corpus '{}/empty.tsv' is empty"),
+        (("--corpus", "{}/binary.txt"), "--corpus '{}/binary.txt' is not UTF-8 text"),
+        (("--corpus", "{}/zeros.txt"), "--corpus '{}/zeros.txt' is binary"),
+        (("--corpus", "{}/tab.txt", "--output", "{}/m.tsv"), "--corpus '{}/tab.txt' holds a tab in"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_leaves_nothing(call, files, more, says):
+    for name, content in {"empty.tsv": b"\n", "header.tsv": b"anchor\tpositive\n", "binary.txt": b"\xff\xfe\n",
+                          "zeros.txt": b"a\0b\n", "tab.txt": b"a\tb\n"}.items():  # fmt: skip
+        (files / name).write_bytes(content)
+    for name in ("a.jsonl", "b.tsv.cache"):
+        (files / name).mkdir()
+    (files / "b.tsv.cache" / "mine").write_text("keep", encoding="utf-8")
+    before = sorted(files.rglob("*"))
+    result = call(*(str(word).replace("{}", str(files)) for word in more))
+    refused(result, says.replace("{}", str(files)))
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+    assert sorted(files.rglob("*")) == before
+
+
+def test_what_the_library_refuses_is_one_sentence_and_leaves_nothing(call, files, encoder_path):
+    model = SentenceTransformer(encoder_path, device="cpu")
+    model.similarity_fn_name = "manhattan"
+    model.save_pretrained(str(files / "model"))
+    before = sorted(files.rglob("*"))
+    refused(call(model=files / "model"), "model must compare rows by one of cosine, dot, euclidean, got")
+    assert sorted(files.rglob("*")) == before
+
+
+def test_a_stop_before_anything_was_encoded_leaves_nothing(call, files, monkeypatch):
+    monkeypatch.setattr(text_search, "encode_texts", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt()))
+    stopped = call()
+    assert stopped.exit_code == 130
+    assert stopped.stderr.splitlines() == ["Stopped."]
+    assert left(files) == []
+
+
+def test_text_is_needed(files, encoder_path):
+    done = CliRunner().invoke(app, ["mine", "--output", str(files / "m.tsv")])
+    refused(done, "expected --pairs, --corpus or both, got neither")
+
+
+def test_sentences_of_the_library_speak_of_flags():
+    text = "sampling_strategy must be one of 'top', got 'x' with range_max=3; the model seeds nothing"
+    assert as_flags(text) == "--sampling must be one of 'top', got 'x' with --range-max=3; the model seeds nothing"
+
+
+def test_a_disk_that_is_full_is_one_sentence_and_loses_nothing(call, files, monkeypatch, encoded):
+    def full(self, write, report):
+        raise OSError(28, "No space left on device", str(self.output))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job.Workspace, "finish", full)
+        refused(call(), "mined.jsonl' cannot be written: No space left on device")
+    assert left(files) == ["mined.jsonl.cache"]
+    assert call("--resume").exit_code == 0
+    assert encoded() == 60
