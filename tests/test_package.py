@@ -18,7 +18,14 @@ UPPER = {"cli", "training", "evaluation", "integrations"}
 
 PUBLIC = [n for n in fastcse.__all__ if callable(getattr(fastcse, n))]
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-RESULTS = {"BackendStatus", "ContrastiveStats", "LossAndStats", "MinedNegatives", "Positives", "TopK"}  # returned, never called
+RESULTS = {
+    "BackendStatus",
+    "ContrastiveStats",
+    "LossAndStats",
+    "MinedNegatives",
+    "Positives",
+    "TopK",
+}  # returned, never called
 
 
 def scope():
