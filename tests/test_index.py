@@ -553,7 +553,10 @@ def test_texts_are_refused(source, message):
         CorpusIndex.from_texts(Model(), source)
 
 
-@pytest.mark.parametrize("content", [b"\n \n", b"\xff\xfe", gzip.compress(b"a dog\n" * 999)[:-9]])
+FILES = {"blank": b"\n \n", "binary": b"\xff\xfe", "cut short": gzip.compress(b"a dog\n" * 999)[:-9]}
+
+
+@pytest.mark.parametrize("content", FILES.values(), ids=FILES)
 def test_files_of_text_are_refused(tmp_path, content):
     path = tmp_path / ("bad.gz" if content[:2] == b"\x1f\x8b" else "bad.txt")
     path.write_bytes(content)
