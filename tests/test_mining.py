@@ -11,6 +11,7 @@ import torch
 import fastcse
 from fastcse import CorpusIndex, Positives, mine_negatives
 from fastcse.mining import negatives
+from fastcse.mining.candidates import Finder
 from fastcse.mining.filters import Filters
 from fastcse.mining.report import report_table, summarize
 
@@ -274,6 +275,7 @@ def test_a_zero_row_has_cosine_zero():
     corpus = torch.cat([torch.zeros(1, 2), on_a_line(0.5, 0.2, -0.2).float()])
     got = mine_negatives(QUERY.float(), corpus, torch.tensor([1]), num_negatives=3)
     assert got.indices.tolist() == [[2, 0, 3]]
+    assert mine_negatives(QUERY.float(), corpus, torch.tensor([0])).positive_scores.tolist() == [0.0]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -395,11 +397,23 @@ def test_a_window_that_was_asked_for_does_not_widen(crowd):
     assert got.widened == 0
 
 
-def test_positives_between_the_bounds_do_not_use_up_the_search(crowd):
+@pytest.mark.parametrize("foreseen", [True, False])
+def test_positives_between_the_bounds_do_not_use_up_the_search(crowd, monkeypatch, foreseen):
+    index = Counted(crowd)
+    index.asked = []
+    if not foreseen:
+        monkeypatch.setattr(Finder, "_positives_between", lambda *_: 0)
     positives = Positives.from_pairs([0] * 40, [*range(300, 340)])
-    got = mine_negatives(QUERY, crowd, positives, max_score=0.7, num_negatives=5)
+    got = mine_negatives(QUERY, index, positives, max_score=0.7, num_negatives=5)
     assert got.widened == 1
     assert got.indices.tolist() == [[340, 341, 342, 343, 344]]
+    assert [k for _, k in index.asked] == [130, 45] if foreseen else [130, 5, 10, 20, 40, 80]
+
+
+def test_the_window_of_a_query_without_positives_widens(crowd):
+    got = mine_negatives(QUERY, crowd, torch.tensor([-1]), relative_margin=0.0, absolute_margin=0.0, max_score=0.7)
+    assert got.widened == 1
+    assert got.indices.tolist() == [[300, 301, 302]]
 
 
 def test_nothing_is_searched_below_min_score(crowd):
@@ -494,8 +508,9 @@ def test_the_seed_decides():
 
 def test_sampling_takes_all_there_are_before_none():
     corpus = on_a_line(0.9, 0.5, 0.4, 0.95, 0.94)
-    got = mine_negatives(QUERY, corpus, torch.tensor([0]), sampling_strategy="random", max_score=0.8, num_negatives=3)
-    assert got.indices.tolist() == [[1, 2, -1]]
+    options = {"sampling_strategy": "random", "max_score": 0.8, "num_negatives": 3}
+    for seed in range(10):
+        assert mine_negatives(QUERY, corpus, torch.tensor([0]), seed=seed, **options).indices.tolist() == [[1, 2, -1]]
 
 
 def test_sampling_has_a_choice_after_the_window_was_widened(crowd):

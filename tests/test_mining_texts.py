@@ -295,6 +295,13 @@ def test_rows_are_the_models_in_the_order_of_the_texts(model):
     assert got.shape == (len(texts), WIDTH)
 
 
+def test_equal_texts_of_a_shard_are_encoded_once(model):
+    asked = counted(model)
+    rows = encode_texts(model, [MORE[0], MORE[1], MORE[0]] * 5, progress=False)
+    assert sorted(asked) == sorted(MORE[:2])
+    assert torch.equal(rows, rows[[0, 1, 0] * 5])
+
+
 def test_a_second_run_encodes_nothing(model, tmp_path):
     first = encode_texts(model, MORE, cache_folder=tmp_path, shard_rows=10, progress=False)
     assert [path.name for path in shards(tmp_path)] == [
