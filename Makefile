@@ -56,7 +56,7 @@ loss: $(STAMP) ## losses beside every installed peer: time, memory, accuracy, as
 TABLE := $(BIN)/fastcse bench loss --device cpu --d 768
 files = --output benchmarks/results/$(1).json --csv benchmarks/results/$(1).csv --plot benchmarks/results/$(1).png
 
-topk: $(STAMP) ## exact top-k and the miner beside every installed peer, as JSON, CSV and PNG (10 minutes)
+topk: $(STAMP) ## exact top-k and the miner beside every installed peer, as JSON, CSV and PNG
 	$(BIN)/fastcse bench topk --device cpu --n 10000 --m 200000 --d 384 --k 32 $(call files,topk_cpu)
 	$(BIN)/fastcse bench mining --n 20000 --output benchmarks/results/mining_cpu.json
 
