@@ -1,22 +1,12 @@
 // Translation only: integers that are addresses become pointers, and nothing is computed here.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
+#include "fields.hpp"
 
 #include "fastcse/dispatch.hpp"
 
-namespace py = pybind11;
 using fastcse::Functions;
-using fastcse::Selection;
-using fastcse::Tile;
+using namespace fields;
 
 namespace {
-
-using Address = std::uintptr_t;  // tensor.data_ptr(); 0 for an absent tensor
-
-template <class T>
-T* at(Address address) {
-    return reinterpret_cast<T*>(address);
-}
 
 const Functions* chosen = nullptr;
 
@@ -37,98 +27,43 @@ void use(const std::string& isa) {
     if (!found) throw std::invalid_argument("this processor or build has no instruction set '" + isa + "'");
 }
 
-#define FASTCSE_POINTER(into, name, type) \
-    if (fields.contains(#name)) into.name = at<type>(fields[#name].cast<Address>());
-#define FASTCSE_VALUE(into, name, type) into.name = fields[#name].cast<type>();
-
-Tile tile_from(const py::dict& fields) {
-    Tile tile{};
-    FASTCSE_POINTER(tile, dot, float)
-    FASTCSE_VALUE(tile, stride, int64_t)
-    FASTCSE_VALUE(tile, rows, int64_t)
-    FASTCSE_VALUE(tile, cols, int64_t)
-    FASTCSE_VALUE(tile, first_col, int64_t)
-    FASTCSE_POINTER(tile, row_scale, const float)
-    FASTCSE_POINTER(tile, row_shift, const float)
-    FASTCSE_POINTER(tile, row_weight, const float)
-    FASTCSE_POINTER(tile, col_scale, const float)
-    FASTCSE_POINTER(tile, col_bias, const float)
-    FASTCSE_POINTER(tile, own, const int64_t)
-    FASTCSE_VALUE(tile, own_log_weight, float)
-    FASTCSE_POINTER(tile, row_id, const int64_t)
-    FASTCSE_POINTER(tile, col_id, const int64_t)
-    FASTCSE_VALUE(tile, inv_temperature, float)
-    FASTCSE_VALUE(tile, margin, float)
-    FASTCSE_VALUE(tile, store, bool)
-    FASTCSE_POINTER(tile, row_sum, float)
-    FASTCSE_POINTER(tile, row_f_sum, float)
-    FASTCSE_POINTER(tile, col_shift, const float)
-    FASTCSE_POINTER(tile, col_weight, const float)
-    FASTCSE_POINTER(tile, col_sum, float)
-    FASTCSE_POINTER(tile, row_similarity_sum, float)
-    FASTCSE_POINTER(tile, row_count, float)
-    FASTCSE_POINTER(tile, row_hardest, float)
-    FASTCSE_POINTER(tile, row_hardest_col, int64_t)
-    return tile;
-}
-
-Selection selection_from(const py::dict& fields) {
-    Selection s{};
-    FASTCSE_POINTER(s, dot, const void)
-    FASTCSE_VALUE(s, half, bool)
-    FASTCSE_VALUE(s, settle, bool)
-    FASTCSE_VALUE(s, stride, int64_t)
-    FASTCSE_VALUE(s, rows, int64_t)
-    FASTCSE_VALUE(s, cols, int64_t)
-    FASTCSE_VALUE(s, first_col, int64_t)
-    FASTCSE_POINTER(s, row_scale, const float)
-    FASTCSE_POINTER(s, col_scale, const float)
-    FASTCSE_POINTER(s, col_bias, const float)
-    FASTCSE_POINTER(s, slack, const float)
-    FASTCSE_VALUE(s, rounding, float)
-    FASTCSE_POINTER(s, row_square, const double)
-    FASTCSE_POINTER(s, col_length, const double)
-    FASTCSE_POINTER(s, least, const double)
-    FASTCSE_POINTER(s, most, const double)
-    FASTCSE_POINTER(s, query, const float)
-    FASTCSE_POINTER(s, corpus, const void)
-    s.corpus_type = static_cast<fastcse::Element>(fields["corpus_type"].cast<int>());
-    FASTCSE_VALUE(s, query_stride, int64_t)
-    FASTCSE_VALUE(s, corpus_stride, int64_t)
-    FASTCSE_VALUE(s, d, int64_t)
-    s.metric = static_cast<fastcse::Metric>(fields["metric"].cast<int>());
-    FASTCSE_POINTER(s, row_id, const int64_t)
-    FASTCSE_POINTER(s, col_id, const int64_t)
-    FASTCSE_VALUE(s, k, int64_t)
-    FASTCSE_VALUE(s, room, int64_t)
-    FASTCSE_POINTER(s, held, fastcse::Held)
-    FASTCSE_POINTER(s, count, int64_t)
-    FASTCSE_POINTER(s, threshold, float)
-    FASTCSE_POINTER(s, looked, int64_t)
-    return s;
-}
-#undef FASTCSE_POINTER
-#undef FASTCSE_VALUE
-
 void measure_rows(Address x, int64_t stride, int64_t n, int64_t d, Address length, Address cut, int threads) {
     py::gil_scoped_release release;
     chosen->measure_rows(at<const float>(x), stride, n, d, at<double>(length), at<double>(cut), threads);
 }
 
 void select_tile(const py::dict& fields, int threads) {
-    const Selection selection = selection_from(fields);
+    const auto selection = selection_from(fields);
     py::gil_scoped_release release;
     chosen->select_tile(selection, threads);
 }
 
 void finish_selection(const py::dict& fields, Address value, Address index, int threads) {
-    const Selection selection = selection_from(fields);
+    const auto selection = selection_from(fields);
     py::gil_scoped_release release;
     chosen->finish_selection(selection, at<float>(value), at<int64_t>(index), threads);
 }
 
+void step_rows(const py::dict& fields, int threads) {
+    const auto step = step_from(fields);
+    py::gil_scoped_release release;
+    chosen->step_rows(step, threads);
+}
+
+void quadruplets(const py::dict& fields, int threads) {
+    const auto rows = quadruplets_from(fields);
+    py::gil_scoped_release release;
+    chosen->quadruplets(rows, threads);
+}
+
+void candidate_gradient(const py::dict& fields, int threads) {
+    const auto gradient = candidate_gradient_from(fields);
+    py::gil_scoped_release release;
+    chosen->candidate_gradient(gradient, threads);
+}
+
 void sweep(const std::string& transform, const py::dict& fields, int threads) {
-    const Tile tile = tile_from(fields);
+    const auto tile = tile_from(fields);
     py::gil_scoped_release release;
     chosen->sweep(transform, tile, threads);
 }
@@ -227,4 +162,7 @@ PYBIND11_MODULE(_C, m) {
     m.def("measure_rows", &measure_rows);
     m.def("select_tile", &select_tile);
     m.def("finish_selection", &finish_selection);
+    m.def("step_rows", &step_rows);
+    m.def("quadruplets", &quadruplets);
+    m.def("candidate_gradient", &candidate_gradient);
 }

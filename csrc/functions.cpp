@@ -1,6 +1,7 @@
 // Compiled once per instruction set, with FASTCSE_ISA (a namespace and a name), FASTCSE_WIDTH (lanes) and the
 // compiler's flags for it.
 #include "fastcse/dispatch.hpp"
+#include "fastcse/quadruplet.hpp"
 #include "fastcse/rows.hpp"
 #include "fastcse/select.hpp"
 #include "fastcse/sweep.hpp"
@@ -40,9 +41,10 @@ static void pull_named(const std::string& name, const fastcse::PullRows& rows) {
 
 namespace fastcse {
 const Functions FASTCSE_TABLE(FASTCSE_ISA) = {
-    FASTCSE_NAME_OF(FASTCSE_ISA), ::FASTCSE_ISA::sweep_named,      ::FASTCSE_ISA::inverse_norms,
-    ::FASTCSE_ISA::open_named,    ::FASTCSE_ISA::close_rows,       ::FASTCSE_ISA::pull_named,
-    ::FASTCSE_ISA::finish_rows,   ::FASTCSE_ISA::scatter_rows,     ::FASTCSE_ISA::measure_rows,
-    ::FASTCSE_ISA::select_tile,   ::FASTCSE_ISA::finish_selection,
+    FASTCSE_NAME_OF(FASTCSE_ISA), ::FASTCSE_ISA::sweep_named,        ::FASTCSE_ISA::inverse_norms,
+    ::FASTCSE_ISA::open_named,    ::FASTCSE_ISA::close_rows,         ::FASTCSE_ISA::pull_named,
+    ::FASTCSE_ISA::finish_rows,   ::FASTCSE_ISA::scatter_rows,       ::FASTCSE_ISA::measure_rows,
+    ::FASTCSE_ISA::select_tile,   ::FASTCSE_ISA::finish_selection,   ::FASTCSE_ISA::step_rows,
+    ::FASTCSE_ISA::quadruplets,   ::FASTCSE_ISA::candidate_gradient,
 };
 }  // namespace fastcse

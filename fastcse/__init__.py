@@ -1,16 +1,21 @@
 """Fused contrastive losses for training sentence embeddings: the same gradient, faster, without the N x M matrix."""
 
+from .losses.adversarial import adversarial_positive
 from .losses.contrastive import CandidateBlock, ContrastiveStats, LossAndStats
 from .losses.focal import focal_infonce_loss
+from .losses.hsimcse import HSimCSEStats, hsimcse_loss
 from .losses.infonce import infonce_loss
+from .losses.quadruplet import quadruplet_loss
 from .losses.spread import alignment, uniformity
+from .mining.corpus_negatives import CorpusNegatives
 from .mining.index import CorpusIndex
 from .mining.negatives import MinedNegatives, mine_negatives
 from .mining.positives import Positives
 from .mining.texts import mine_hard_negatives
-from .modules import FocalInfoNCELoss, InfoNCELoss
+from .modules import FocalInfoNCELoss, HSimCSELoss, InfoNCELoss, QuadrupletLoss
 from .ops.all_pairs import similarity
 from .ops.dispatch import BackendStatus, backends, last_backend
+from .ops.hardest import HardestNegative, hardest_negative
 from .ops.nearest import TopK, topk
 
 __version__ = "0.1.0"
@@ -20,19 +25,28 @@ __all__ = [
     "CandidateBlock",
     "ContrastiveStats",
     "CorpusIndex",
+    "CorpusNegatives",
     "FocalInfoNCELoss",
+    "HSimCSELoss",
+    "HSimCSEStats",
+    "HardestNegative",
     "InfoNCELoss",
     "LossAndStats",
     "MinedNegatives",
     "Positives",
+    "QuadrupletLoss",
     "TopK",
+    "adversarial_positive",
     "alignment",
     "backends",
     "focal_infonce_loss",
+    "hardest_negative",
+    "hsimcse_loss",
     "infonce_loss",
     "last_backend",
     "mine_hard_negatives",
     "mine_negatives",
+    "quadruplet_loss",
     "similarity",
     "topk",
     "uniformity",

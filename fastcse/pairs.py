@@ -116,3 +116,41 @@ class TopKQuery:
     corpus_id: Tensor | None
     least: Tensor
     most: Tensor
+
+
+# In the order of the C++ module's enum.
+STEPS = ("raw", "l2", "sign")
+
+
+@dataclass
+class Quadruplets:
+    """Anchors, each with a positive and two negatives: all (N, D) rows, but with `index` (N,) the batch negatives are
+    those rows of `batch_negative` (M, D), -1 being none.
+
+    With `classic` each negative has its hinge and its margin, else both are weighed in one hinge with margins[0].
+    """
+
+    anchor: Tensor
+    positive: Tensor
+    batch_negative: Tensor
+    corpus_negative: Tensor
+    index: Tensor | None
+    weights: tuple[float, float]
+    margins: tuple[float, float]
+    classic: bool
+    normalize: bool
+
+    @property
+    def rows(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.anchor, self.positive, self.batch_negative, self.corpus_negative
+
+
+@dataclass
+class Slope:
+    """Which gradients of quadruplets are asked for: four flags in the order of their rows, and what multiplies them,
+    `factor` and, where it is given, `upstream` (N,) by row.
+    """
+
+    wanted: tuple[bool, bool, bool, bool]
+    factor: float
+    upstream: Tensor | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .pairs import SHORTEST_NORM, TopKQuery
+from .pairs import SHORTEST_NORM, Quadruplets, TopKQuery
 from .transforms import LogitTransform
 
 
@@ -137,3 +137,47 @@ def topk(q: TopKQuery) -> tuple[Tensor, Tensor, Tensor]:
         allowed = allowed & (q.query_id[:, None] != q.corpus_id)
     score, column = score.masked_fill(~allowed, -torch.inf).sort(dim=1, descending=True, stable=True)
     return score[:, : q.k], column[:, : q.k], allowed.sum(1).clamp_max(q.k)
+
+
+def quadruplet_rows(q: Quadruplets) -> tuple[Tensor, Tensor]:
+    """(N,) losses and the (3, N) similarities of the anchor with positive, batch negative and corpus negative."""
+    dtype = torch.promote_types(q.anchor.dtype, torch.float32)
+    rows = [unit_rows(x.to(dtype)) if q.normalize else x.to(dtype) for x in q.rows]
+    there = None if q.index is None else q.index >= 0
+    if there is not None:
+        rows[2] = rows[2].index_select(0, q.index.clamp_min(0))
+    anchor, *others = rows
+    positive, batch, corpus = ((anchor * x).sum(1) for x in others)
+    weight = q.weights[0]
+    if there is not None:
+        batch = torch.where(there, batch, -torch.inf)
+    similarity = torch.stack([positive, batch, corpus]).detach()
+    if q.classic:
+        return (q.margins[0] + batch - positive).relu() + (q.margins[1] + corpus - positive).relu(), similarity
+    # A negative that is not there and has no weight is no term, where 0 * -inf would be NaN.
+    weighted = torch.where(there, batch, 0.0) * weight if there is not None and weight == 0 else batch * weight
+    return (weighted + q.weights[1] * corpus - positive + q.margins[0]).relu(), similarity
+
+
+@torch.no_grad()
+def step_rows(base: Tensor, direction: Tensor, radius: Tensor | float, kind: str) -> Tensor:
+    """base_i + radius_i v_i: v the direction ("raw"), or it ("l2") or its signs ("sign") to length 1."""
+    length = torch.linalg.vector_norm(direction, dim=1, keepdim=True)  # (N, 1)
+    v = {
+        "raw": direction,
+        "l2": torch.where(length == 0, 0.0, direction / length),
+        "sign": direction.sign() / direction.shape[1] ** 0.5,
+    }[kind]
+    return base + (radius[:, None] if isinstance(radius, Tensor) else radius) * v
+
+
+@torch.no_grad()
+def attack_gradient(x: Tensor, anchor: Tensor, inv_temperature: Tensor | float) -> Tensor:
+    """(N, D) gradient by x of mean_i CE_i(cos(x_i, anchor_j) / temperature), label j = i, in closed form."""
+    scale = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    scale = torch.where(scale < SHORTEST_NORM, 0.0, 1 / scale.clamp_min(SHORTEST_NORM))
+    u, ux = unit_rows(anchor), unit_rows(x)
+    t = similarity(x, anchor)  # (N, N)
+    p = (t * inv_temperature).softmax(1)
+    g = (p - torch.eye(x.shape[0], dtype=x.dtype, device=x.device)) * (inv_temperature / x.shape[0])
+    return (g @ u - (g * t).sum(1, keepdim=True) * ux) * scale

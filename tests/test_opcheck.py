@@ -33,6 +33,7 @@ def scenarios(device, backend):
     a, c, h = views(device)
     t = torch.tensor(0.2, device=device, requires_grad=True)
     weight = torch.linspace(1, 2, 6, device=device)
+    own = torch.tensor([1, 0, 6, -1, 6, 1], device=device)
     return {
         "mean": lambda: infonce_loss(a, c, backend=backend),
         "focal mean": lambda: focal_infonce_loss(a, c, backend=backend),
@@ -48,6 +49,12 @@ def scenarios(device, backend):
         "stats": lambda: infonce_loss(a, c, return_stats=True, backend=backend).loss,
         "similarity": lambda: fastcse.similarity(a, c, backend=backend).sum(),
         "topk": lambda: a.sum() + fastcse.topk(a, c, 2, backend=backend).values.sum(),
+        "quadruplet": lambda: 2 * fastcse.quadruplet_loss(a, c[:6], a, c[1:], margin=2.0, backend=backend),
+        "quadruplet of rows": lambda: (
+            fastcse.quadruplet_loss(a, a, own, c[:6], candidate=c, margin=2.0, reduction="none", backend=backend)
+            * weight
+        ).sum(),
+        "hsimcse": lambda: fastcse.hsimcse_loss(a, c, a, temperature=t, margin=2.0, noise=0.0, backend=backend),
         "half": lambda: infonce_loss(a.bfloat16(), c.bfloat16(), backend=backend),
     }
 
@@ -79,7 +86,9 @@ def test_opcheck(device, name):
         torch.library.opcheck(op, args, kwargs)
 
 
-@pytest.mark.parametrize("name", ["everything", "similarity", "rows", "topk"])
+@pytest.mark.parametrize(
+    "name", ["everything", "similarity", "rows", "topk", "quadruplet", "quadruplet of rows", "hsimcse"]
+)
 def test_opcheck_on_every_backend(device, backend, name):
     for op, args, kwargs in record(scenarios(device, backend)[name]):
         torch.library.opcheck(op, args, kwargs)

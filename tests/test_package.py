@@ -21,6 +21,8 @@ FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 RESULTS = {
     "BackendStatus",
     "ContrastiveStats",
+    "HSimCSEStats",
+    "HardestNegative",
     "LossAndStats",
     "MinedNegatives",
     "Positives",

@@ -27,6 +27,9 @@ struct Functions {
                          int threads);
     void (*select_tile)(const Selection&, int threads);
     void (*finish_selection)(const Selection&, float* value, int64_t* index, int threads);
+    void (*step_rows)(const StepRows&, int threads);
+    void (*quadruplets)(const Quadruplets&, int threads);
+    void (*candidate_gradient)(const CandidateGradient&, int threads);
 };
 
 extern const Functions generic_functions;

@@ -10,6 +10,7 @@ namespace FASTCSE_ISA {
 
 using fastcse::OpenRows;
 using fastcse::PullRows;
+using fastcse::StepRows;
 
 /// <a, b> over `d` entries, in a fixed order: four vectors of partial sums, then the lanes.
 inline float dot(const float* a, const float* b, int64_t d) {
@@ -42,19 +43,26 @@ void for_rows(int64_t n, int64_t d, int threads, Fn&& fn) {
     fastcse::parallel_for((n + row_block - 1) / row_block, n * d < 65536 ? 1 : threads, block);
 }
 
+inline double dot_in_double(const float* a, const float* b, int64_t d) {
+    double total = 0;
+    for (int64_t k = 0; k < d; ++k) total += static_cast<double>(a[k]) * b[k];
+    return total;
+}
+
+/// Squares of entries below 1e-19 or above 1e19 leave the range of a float: such rows are measured in double.
+inline bool out_of_range(float square) { return square < 1e-30f || std::isinf(square); }
+
+inline float norm(const float* x, int64_t d) {
+    const float square = dot(x, x, d);
+    return out_of_range(square) ? static_cast<float>(std::sqrt(dot_in_double(x, x, d))) : std::sqrt(square);
+}
+
 /// scale_i = 1 / |x_i|; 0 for a row shorter than `shortest`, whose similarity and gradient are then 0.
 inline void inverse_norms(const float* x, int64_t stride, int64_t n, int64_t d, float shortest, float* scale,
                           int threads) {
     for_rows(n, d, threads, [=](int64_t i) {
-        const float square = dot(x + i * stride, x + i * stride, d);
-        float norm = std::sqrt(square);
-        // Squares of entries below 1e-19 or above 1e19 leave the range of a float: such rows are measured in double.
-        if (square < 1e-30f || std::isinf(square)) {
-            double exact = 0;
-            for (int64_t k = 0; k < d; ++k) exact += static_cast<double>(x[i * stride + k]) * x[i * stride + k];
-            norm = static_cast<float>(std::sqrt(exact));
-        }
-        scale[i] = norm < shortest ? 0 : 1 / norm;
+        const float length = norm(x + i * stride, d);
+        scale[i] = length < shortest ? 0 : 1 / length;
     });
 }
 
@@ -117,6 +125,30 @@ inline void scatter_rows(float* g, int64_t d, const float* a, int64_t a_stride, 
                          int64_t n, bool distinct, int threads) {
     for_rows(n, d, distinct ? threads : 1,
              [=](int64_t i) { add_scaled(g + index[i] * d, a + i * a_stride, -pull[i], d); });
+}
+
+/// out_i = base_i + radius_i v_i, with v the direction, the direction to length 1, or its signs to length 1.
+inline void step_rows(const StepRows& r, int threads) {
+    for_rows(r.n, r.d, threads, [&r](int64_t i) {
+        const float *base = r.base + i * r.base_stride, *direction = r.direction + i * r.direction_stride;
+        float* out = r.out + i * r.d;
+        const float radius = r.radius ? r.radius[i] : r.radius_value;
+        if (r.kind == fastcse::Step::sign) {
+            const float by = radius / std::sqrt(static_cast<float>(r.d));
+            // A NaN is no sign: it fails both comparisons, and is added as it is.
+            for (int64_t k = 0; k < r.d; ++k)
+                out[k] = base[k] + (direction[k] > 0 ? by : direction[k] < 0 ? -by : direction[k]);
+            return;
+        }
+        float by = radius;
+        if (r.kind == fastcse::Step::l2) {
+            const float length = norm(direction, r.d);
+            by = length == 0 ? 0 : radius / length;
+        }
+        int64_t k = 0;
+        for (; k + W <= r.d; k += W) store(out + k, load(base + k) + load(direction + k) * by);
+        for (; k < r.d; ++k) out[k] = base[k] + direction[k] * by;
+    });
 }
 
 }  // namespace FASTCSE_ISA

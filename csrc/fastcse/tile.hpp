@@ -114,4 +114,47 @@ struct Selection {
     int64_t* looked;                 ///< (rows) += columns scored because products could not tell them apart
 };
 
+/// How `StepRows` takes a direction: as it is, or its rows or their signs to length 1.
+enum class Step { raw, l2, sign };
+
+/// Rows moved along directions: out_i = base_i + radius_i v_i.
+struct StepRows {
+    const float *base, *direction;
+    int64_t base_stride, direction_stride, n, d;
+    const float* radius;  ///< (n), or null: `radius_value` for all
+    float radius_value;
+    Step kind;
+    float* out;  ///< (n, d)
+};
+
+/// Anchors with one positive and two negatives each, their hinge and its gradients.
+struct Quadruplets {
+    const float* rows[4];  ///< anchor, positive, batch negative, corpus negative
+    int64_t stride[4];
+    const int64_t* index;  ///< (n) the batch negative's row in rows[2], -1 for none; null: row i
+    int64_t n, d;
+    float weight[2], margin[2];
+    bool classic;           ///< two hinges, one for each negative
+    bool normalize;         ///< cosines
+    float shortest;         ///< a shorter row is a zero row
+    float* loss;            ///< (n)
+    float* similarity;      ///< (3, n): of the anchor with its positive, batch negative, corpus negative
+    bool differentiate;     ///< write what follows
+    const float* upstream;  ///< (n) multiplies the gradients of a row; null: 1
+    float factor;           ///< multiplies all of them
+    float* gradient[4];     ///< (n, d) or null
+    float* pull;            ///< (2, n) or null: what `CandidateGradient` reads
+};
+
+/// The batch negatives' gradient where they are rows of a matrix, each row's anchors in the order of their numbers.
+struct CandidateGradient {
+    const float *anchor, *candidate;
+    int64_t anchor_stride, candidate_stride, n, m, d;
+    const int64_t *order, *starts;  ///< (n) anchors by candidate, (m + 1) where each candidate's begin
+    const float* pull;              ///< (2, n): factor of the anchor, and of the candidate itself
+    bool normalize;
+    float shortest;
+    float* gradient;  ///< (m, d)
+};
+
 }  // namespace fastcse

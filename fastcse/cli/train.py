@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from ..pairs import STEPS
 from ..training.objectives import OBJECTIVES
 from .console import Backend, Json, one_sentence_errors, quiet_stdout, real_option, show, shown, whole_option
 
@@ -32,7 +33,32 @@ def train(
     lr: Annotated[float, real_option("First learning rate; it decays linearly to 0.")] = 3e-5,
     max_length: Annotated[int, whole_option("Tokens of a sentence, in training only.")] = 32,
     temperature: Annotated[float | None, real_option("Divisor of the logits. (default: the objective's)")] = None,
-    margin: Annotated[float | None, real_option("Added to negatives, focal only. (default: the objective's)")] = None,
+    margin: Annotated[
+        float | None, real_option("Of focal's negatives, of hsimcse's hinge. (default: the objective's)")
+    ] = None,
+    quadruplet_weight: Annotated[
+        float | None, real_option("Of hsimcse's hinge beside InfoNCE. (default: 0.22)")
+    ] = None,
+    adversarial_step: Annotated[float | None, real_option("How far hsimcse moves positives. (default: 3)")] = None,
+    adversarial_mode: Annotated[
+        str | None, typer.Option(metavar="|".join(STEPS), help="How it moves them. (default: raw)")
+    ] = None,
+    noise: Annotated[float | None, real_option("Length of their random offset. (default: 1)")] = None,
+    bank: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Texts, or a saved bank-N folder, for hsimcse. (default: the training text)"),
+    ] = None,
+    neighbours: Annotated[int | None, whole_option("Bank rows averaged to a negative. (default: 3)")] = None,
+    skip: Annotated[int | None, whole_option("Nearest bank rows passed over. (default: 0)")] = None,
+    sample: Annotated[
+        int | None, whole_option("Draw the rows from this many nearest. (default: take the first)")
+    ] = None,
+    max_similarity: Annotated[float | None, real_option("More similar bank rows are no negatives.")] = None,
+    refresh: Annotated[
+        str | None,
+        typer.Option(metavar="never|N|write-through", help="Bank: encoded anew every N steps, or row by row."),
+    ] = None,
+    parity: Annotated[bool, typer.Option("--parity", help="Bank of raw [CLS] as in HSimCSE's released code.")] = False,
     seed: Annotated[int, whole_option("The same seed gives the same numbers.")] = 42,
     sts_dir: Annotated[
         str | None, typer.Option(metavar="DIR", help="Its stsb.dev file chooses the checkpoint.")
@@ -55,7 +81,14 @@ def train(
         output_dir=output_dir, objective=objective, model=model, pooling=pooling, corpus=corpus, pairs=pairs,
         hard_negatives=hard_negatives, batch_size=batch_size, max_steps=max_steps, lr=lr, max_length=max_length,
         seed=seed, sts_dir=sts_dir, eval_steps=eval_steps, resume=resume, backend=backend,
-        objective_options={"temperature": temperature, "margin": margin},
+        objective_options={
+            "temperature": temperature, "margin": margin, "quadruplet_weight": quadruplet_weight,
+            "adversarial_step": adversarial_step, "adversarial_mode": adversarial_mode, "noise": noise,
+        },
+        bank_options={
+            "bank": bank, "neighbours": neighbours, "skip": skip, "sample": sample, "max_similarity": max_similarity,
+            "refresh": refresh, "parity": parity,
+        },
     )  # fmt: skip
     with quiet_stdout():
         from ..training import run
@@ -69,13 +102,16 @@ def _table(report: TrainReport) -> Table:
     table = Table(title="training", title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column()
-    chosen = ", ".join(f"{name} {value:g}" for name, value in options["objective_options"].items())
+    values = options["objective_options"].items()
+    chosen = ", ".join(f"{name} {value if isinstance(value, str) else f'{value:g}'}" for name, value in values)
     table.add_row("objective", f"{options['objective']} ({chosen})")
     table.add_row("backend", str(report.backend))
     table.add_row("model", f"{options['model']}, pooling {options['pooling'] or 'its own'}")
     table.add_row("text", f"{options['corpus'] or options['pairs']}, {report.sentences:,} rows")
     if options["hard_negatives"]:
         table.add_row("hard negatives", "; ".join((options["hard_negatives"], *report.notes)))
+    if report.bank:
+        table.add_row("bank", _bank(report))
     speed = report.new_steps * options["batch_size"] / max(report.seconds, 1e-9)
     table.add_row(
         "steps", f"{report.steps} of batch {options['batch_size']}, {report.seconds:.0f} s, {speed:.0f} rows/s"
@@ -86,6 +122,8 @@ def _table(report: TrainReport) -> Table:
         f"accuracy {report.accuracy:.3f}, similarity of positives {report.positive_similarity:.3f}, "
         f"of negatives {report.negative_similarity:.3f}",
     )
+    if "quadruplet" in report.stats:
+        table.add_row("hinge", _hinge(report.stats))
     if report.dev:
         table.add_row(
             "STS-B dev", f"{shown(report.dev_before)} before, {shown(report.dev_best)} at step {report.best_step}"
@@ -94,3 +132,16 @@ def _table(report: TrainReport) -> Table:
         table.add_row("STS-B dev", "not measured: no --sts-dir, so the last step is saved")
     table.add_row("saved", report.saved)
     return table
+
+
+def _bank(report: TrainReport) -> str:
+    options = report.options["bank_options"]
+    refresh = options["refresh"]
+    upkeep = f"refreshed every {refresh} steps" if isinstance(refresh, int) else f"refresh {refresh}"
+    return f"{report.bank:,} texts, mean of {options['neighbours']} behind {options['skip']}, {upkeep}"
+
+
+def _hinge(stats: dict[str, float]) -> str:
+    parts = f"adversarial positive {stats['adversarial_similarity']:.3f}"
+    parts += f", batch negative {stats['batch_similarity']:.3f}, corpus negative {stats['corpus_similarity']:.3f}"
+    return f"{stats['quadruplet']:.4f}, above 0 in {100 * stats['active_share']:.0f}% of rows; similarities: {parts}"

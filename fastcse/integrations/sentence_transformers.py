@@ -10,9 +10,8 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
+from ..mining.corpus_negatives import CorpusNegatives
 from ..ops.dispatch import last_backend
-
-LOGGED = ("accuracy", "positive_similarity", "negative_similarity")
 
 
 class FusedContrastiveLoss(nn.Module):
@@ -29,6 +28,9 @@ class FusedContrastiveLoss(nn.Module):
         model:   the encoder; its `sentence_embedding` is used, of any width.
         loss:    `fastcse.infonce_loss`, `fastcse.focal_infonce_loss`, or any function with their arguments.
         learnable_temperature: train the temperature, from `options["temperature"]`; it is stored as its logarithm.
+        corpus_negatives: for `fastcse.hsimcse_loss`: called as `loss(a, p, rows, ...)` with one corpus negative for
+                 each anchor. The dataset needs a column `label` with the id in the bank of each anchor, or a list: of
+                 its anchor and its positive; -1 where the bank does not hold the text.
         backend: "triton" | "cpp" | "reference"; None lets fastcse choose.
         cite:    BibTeX for the model card.
         options: keyword arguments of `loss`, such as `temperature`, `margin` and `symmetric`.
@@ -47,6 +49,7 @@ class FusedContrastiveLoss(nn.Module):
         loss: Callable,
         *,
         learnable_temperature: bool = False,
+        corpus_negatives: CorpusNegatives | None = None,
         backend: str | None = None,
         cite: str = "",
         **options: Any,
@@ -56,6 +59,7 @@ class FusedContrastiveLoss(nn.Module):
             raise ValueError(f"learnable_temperature needs a first temperature > 0, got {options.get('temperature')}")
         self.model = model
         self.loss = loss
+        self.corpus_negatives = corpus_negatives
         self.backend = backend
         self.cite = cite
         self.options = options
@@ -67,7 +71,8 @@ class FusedContrastiveLoss(nn.Module):
         self._calls = 0
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> Tensor:
-        """The loss of a batch; `sentence_features` holds one tokenized batch per column, `labels` are not used."""
+        """The loss of a batch; `sentence_features` holds one tokenized batch per column, `labels` the anchors' ids in
+        the bank where there is one."""
         columns = list(sentence_features)
         rows = two_views(self.model, columns[0]) if len(columns) == 1 else [embed(self.model, one) for one in columns]
         return self.compute_loss_from_embeddings(rows, labels)
@@ -80,22 +85,41 @@ class FusedContrastiveLoss(nn.Module):
         options = dict(self.options)
         if self.log_temperature is not None:
             options["temperature"] = self.log_temperature.exp()
+        from_corpus = [] if self.corpus_negatives is None else [self._from_corpus(anchor, positive, labels)]
         loss, stats = self.loss(
-            anchor, positive, negatives=negatives or None, backend=self.backend, return_stats=True, **options
-        )
+            anchor, positive, *from_corpus, negatives=negatives or None, backend=self.backend, return_stats=True,
+            **options,
+        )  # fmt: skip
         self.used_backend = last_backend()
         self._record(stats)
         return loss
 
+    def _from_corpus(self, anchor: Tensor, positive: Tensor, ids: Tensor | None) -> Tensor:
+        """(N, D) corpus negatives; then the batch's own rows may be written to the bank."""
+        if ids is None or ids.is_floating_point() or len(ids) != len(anchor):
+            got = None if ids is None else f"{tuple(ids.shape)} of {ids.dtype}"
+            raise ValueError(
+                "corpus_negatives needs a column 'label' with the id in the bank of each of the "
+                f"{len(anchor)} anchors, or -1, got {got}"
+            )
+        rows = self.corpus_negatives.rows(anchor, ids)
+        if self.training:
+            for column, own in zip(ids.reshape(len(ids), -1).T, (anchor, positive)):
+                self.corpus_negatives.write(column, own)
+        return rows
+
     def _record(self, stats: Any) -> None:
         # Kept on the device and summed there: reading a value at every step would stall a GPU.
-        for name in LOGGED:
-            value = getattr(stats, name).detach()
+        for name, value in stats._asdict().items():
+            if value.ndim > 0:  # of single rows
+                continue
+            value = value.detach()
             self._sums[name] = self._sums[name] + value if self._calls else value
         self._calls += 1
 
     def take_stats(self) -> dict[str, float]:
-        """Accuracy and mean similarities since the last call of this method, each the mean over the forwards."""
+        """Accuracy, mean similarities and what else the loss has numbers of, since the last call of this method, each
+        the mean over the forwards."""
         means = {name: float(total) / self._calls for name, total in self._sums.items()}
         self._sums, self._calls = {}, 0
         return means

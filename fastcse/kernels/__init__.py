@@ -5,6 +5,7 @@ autograd, no choice of backend.
 from .launch import all_pairs, is_open, largest_logits, sweep
 from .nearest import topk
 from .products import accumulate_transposed, scale_rows, times_candidates
+from .quadruplet import quadruplets, scale_gradients, step_rows
 from .rows import add_at, close_rows, finish_rows, inverse_norms, open_rows, pull_rows, scatter_rows
 from .workspace import Workspace, keeps_products, plan_rows, prepare
 
@@ -23,8 +24,11 @@ __all__ = [
     "plan_rows",
     "prepare",
     "pull_rows",
+    "quadruplets",
+    "scale_gradients",
     "scale_rows",
     "scatter_rows",
+    "step_rows",
     "sweep",
     "times_candidates",
     "topk",

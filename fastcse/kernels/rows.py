@@ -13,7 +13,7 @@ from .tile import device_fn
 
 
 @triton.jit
-def _load_row(X, row, stride, D, BLOCK_D: tl.constexpr):
+def load_row(X, row, stride, D, BLOCK_D: tl.constexpr):
     offs_d = tl.arange(0, BLOCK_D)
     return tl.load(X + row.to(tl.int64) * stride + offs_d, mask=offs_d < D, other=0.0).to(tl.float32)
 
@@ -22,7 +22,7 @@ def _load_row(X, row, stride, D, BLOCK_D: tl.constexpr):
 def inverse_norms_kernel(X, SCALE, D, stride, shortest, BLOCK_D: tl.constexpr):
     """SCALE (N,) <- 1 / |x_i|; 0 for a row shorter than `shortest`."""
     row = tl.program_id(0)
-    x = _load_row(X, row, stride, D, BLOCK_D)
+    x = load_row(X, row, stride, D, BLOCK_D)
     # Entries are measured against the largest one, so that their squares stay in range.
     top = tl.max(tl.abs(x), 0)
     safe = tl.where(top > 0, top, 1.0)
@@ -39,7 +39,7 @@ def open_rows_kernel(
     """OUT (3, N) <- the positive's similarity, its logit, and max(logit, ceiling) + offset. CEILING (N,)."""
     row = tl.program_id(0)
     own = tl.load(INDEX + row)
-    product = _load_row(A, row, stride_a, D, BLOCK_D) * _load_row(C, own, stride_c, D, BLOCK_D)
+    product = load_row(A, row, stride_a, D, BLOCK_D) * load_row(C, own, stride_c, D, BLOCK_D)
     s = tl.sum(product, 0) * tl.load(A_SCALE + row) * tl.load(C_SCALE + own)
     x = F_POSITIVE(s, margin) * tl.load(SCALARS)
     ceiling = tl.load(CEILING + row)
@@ -97,19 +97,19 @@ def finish_rows_kernel(
     """G (N, D) float32 <- factor g - pull c_index, less its part along x."""
     row = tl.program_id(0)
     offs_d = tl.arange(0, BLOCK_D)
-    g = _load_row(G, row, D, D, BLOCK_D)
+    g = load_row(G, row, D, D, BLOCK_D)
     if HAS_FACTOR:
         g = g * tl.load(FACTOR + row)
     if HAS_PULL:
-        g = g - tl.load(PULL + row) * _load_row(C, tl.load(INDEX + row), stride_c, D, BLOCK_D)
+        g = g - tl.load(PULL + row) * load_row(C, tl.load(INDEX + row), stride_c, D, BLOCK_D)
     if HAS_SCALE:
-        x = _load_row(X, row, stride_x, D, BLOCK_D)
+        x = load_row(X, row, stride_x, D, BLOCK_D)
         scale = tl.load(SCALE + row)
         g = g - tl.sum(g * x * scale, 0) * scale * x
     tl.store(G + row.to(tl.int64) * D + offs_d, g, mask=offs_d < D)
 
 
-def _launch(d: int) -> dict:
+def launch_options(d: int) -> dict:
     block = triton.next_power_of_2(d)
     return {"BLOCK_D": block, "num_warps": max(1, min(16, block // 256))}
 
@@ -118,7 +118,7 @@ def inverse_norms(x: Tensor) -> Tensor:
     """(N,) 1 / |x_i|; 0 for a zero row."""
     n, d = x.shape
     scale = torch.empty(n, dtype=torch.float32, device=x.device)
-    inverse_norms_kernel[(n,)](x, scale, d, x.stride(0), SHORTEST_NORM, **_launch(d))
+    inverse_norms_kernel[(n,)](x, scale, d, x.stride(0), SHORTEST_NORM, **launch_options(d))
     return scale
 
 
@@ -132,7 +132,7 @@ def open_rows(
     c = block.rows
     open_rows_kernel[(n,)](
         rows, c, scale, block.scale, index, logits.inv_temperature, ceiling, out, n, d, rows.stride(0), c.stride(0),
-        logits.margin, offset, F_POSITIVE=device_fn(get(logits.transform).f_positive), **_launch(d),
+        logits.margin, offset, F_POSITIVE=device_fn(get(logits.transform).f_positive), **launch_options(d),
     )  # fmt: skip
     return out
 
@@ -180,7 +180,7 @@ def _finish(out: Tensor, rows: Tensor, scale, factor, pull, candidates: Tensor, 
         out, rows, candidates, absent if scale is None else scale, absent if factor is None else factor,
         absent if pull is None else pull,
         absent if index is None else index, d, rows.stride(0), candidates.stride(0), HAS_FACTOR=factor is not None,
-        HAS_PULL=pull is not None, HAS_SCALE=scale is not None, **_launch(d),
+        HAS_PULL=pull is not None, HAS_SCALE=scale is not None, **launch_options(d),
     )  # fmt: skip
 
 

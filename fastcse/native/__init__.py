@@ -15,6 +15,7 @@ from .chunk import (
     times_candidates,
 )
 from .nearest import topk
+from .quadruplet import quadruplets, scale_gradients, step_rows
 from .rows import add_at, close_rows, finish_rows, inverse_norms, open_rows, pull_rows, scale_rows, scatter_rows
 
 __all__ = [
@@ -32,8 +33,11 @@ __all__ = [
     "plan_rows",
     "prepare",
     "pull_rows",
+    "quadruplets",
+    "scale_gradients",
     "scale_rows",
     "scatter_rows",
+    "step_rows",
     "sweep",
     "times_candidates",
     "topk",

@@ -32,7 +32,8 @@ class _Once(torch.autograd.Function):
     backward = staticmethod(refuse_twice)
 
 
-def _first_derivatives(made: list[Tensor], inputs: tuple[Tensor, ...], needed: list[bool]) -> list[Tensor | None]:
+def first_derivatives(made: list[Tensor], inputs: tuple[Tensor, ...], needed: list[bool]) -> list[Tensor | None]:
+    """The gradients that are needed, as ones that refuse to be differentiated again."""
     kept = [g if wanted else None for g, wanted in zip(made, needed)]
     if not torch.is_grad_enabled():  # only create_graph=True makes a backward pass run with gradients
         return kept
@@ -60,7 +61,7 @@ class _Mean(torch.autograd.Function):
             # In place: copies of both gradients would be the largest memory of all.
             for gradient in made:
                 gradient.mul_(upstream)
-        return (None, None, *_first_derivatives(made, inputs, needed))
+        return (None, None, *first_derivatives(made, inputs, needed))
 
 
 class _Rows(torch.autograd.Function):
@@ -81,23 +82,24 @@ class _Rows(torch.autograd.Function):
         with torch.no_grad():
             made = rows_backward(upstream, saved, *call)
         needed = [True, call.inv_temperature is not None, *call.needs_grad]
-        return (None, None, *_first_derivatives(made, inputs, needed))
+        return (None, None, *first_derivatives(made, inputs, needed))
 
 
-def _traced(anchor: Tensor) -> bool:
+def traced(anchor: Tensor) -> bool:
+    """Whether somebody looks on for whom an op must be registered: torch.compile, or a subclass of Tensor."""
     return torch.compiler.is_compiling() or type(anchor) not in (Tensor, torch.nn.Parameter)
 
 
 def mean(call: Sweep, symmetric: bool) -> Sequence[Tensor]:
     """[sum of the row losses, *stats], differentiable."""
-    if _traced(call.anchor):
+    if traced(call.anchor):
         return contrastive_mean(*call, symmetric)[: 1 + call.stats]
     return _Mean.apply(call, symmetric, call.anchor, call.inv_temperature, *call.rows)
 
 
 def rows(call: Sweep, symmetric: bool) -> Sequence[Tensor]:
     """[(N,) losses, *stats], differentiable."""
-    if _traced(call.anchor):
+    if traced(call.anchor):
         loss, *rest = contrastive_rows(*call, symmetric)
         return [loss, *rest[SAVED:]]
     return _Rows.apply(call, symmetric, call.anchor, call.inv_temperature, *call.rows)

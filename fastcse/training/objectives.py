@@ -7,16 +7,21 @@ from dataclasses import dataclass
 
 from ..evaluation.files import InputError
 from ..losses.focal import focal_infonce_loss
+from ..losses.hsimcse import hsimcse_loss
 from ..losses.infonce import infonce_loss
 
 
 @dataclass(frozen=True)
 class Objective:
-    """A public loss `loss(anchor, positive, negatives=..., **options)` of fastcse, and the options a user may set."""
+    """A public loss `loss(anchor, positive, negatives=..., **options)` of fastcse, and the options a user may set.
+
+    With `bank` it is called with one corpus negative for each anchor, as `loss(anchor, positive, rows, ...)`.
+    """
 
     loss: Callable
-    options: dict[str, float]  # name -> default
+    options: dict[str, float | str]  # name -> default
     source: str  # a reference, as BibTeX
+    bank: bool = False
 
 
 SIMCSE = """
@@ -37,10 +42,32 @@ FOCAL = """
     url = "https://arxiv.org/abs/2310.06918",
 }
 """
+HSIMCSE = """
+@inproceedings{hsimcse2023,
+    title = "HSimCSE: Improving Contrastive Learning of Unsupervised Sentence Representation with Adversarial Hard \
+Positives and Dual Hard Negatives",
+    booktitle = "Proceedings of IJCNN 2023",
+    year = "2023",
+    url = "https://github.com/xubodhu/HSimCSE",
+}
+"""
 
 OBJECTIVES = {
     "infonce": Objective(infonce_loss, {"temperature": 0.05}, SIMCSE),
     "focal": Objective(focal_infonce_loss, {"temperature": 0.05, "margin": 0.3}, FOCAL),
+    "hsimcse": Objective(
+        hsimcse_loss,
+        {
+            "temperature": 0.05,
+            "margin": 0.0,
+            "quadruplet_weight": 0.22,
+            "adversarial_step": 3.0,
+            "adversarial_mode": "raw",
+            "noise": 1.0,
+        },
+        HSIMCSE,
+        bank=True,
+    ),
 }
 
 
@@ -51,7 +78,7 @@ def get_objective(name: str) -> Objective:
     return OBJECTIVES[name]
 
 
-def resolve_options(name: str, given: dict[str, float | None]) -> dict[str, float]:
+def resolve_options(name: str, given: dict[str, float | str | None]) -> dict[str, float | str]:
     """The options of an objective: its defaults, overridden by those of `given` that are not None.
 
     Raises:
@@ -65,5 +92,6 @@ def resolve_options(name: str, given: dict[str, float | None]) -> dict[str, floa
     chosen = {option: value for option, value in given.items() if value is not None}
     for option, value in chosen.items():
         if option not in options:
-            raise InputError(f"--{option} {value} means nothing to --objective {name}: it has {', '.join(options)}")
+            known, flag = ", ".join(options).replace("_", "-"), option.replace("_", "-")
+            raise InputError(f"--{flag} {value} means nothing to --objective {name}: it has {known}")
     return {**options, **chosen}

@@ -10,7 +10,9 @@ from typing import Any
 
 from ..evaluation.files import InputError
 from ..ops.dispatch import backends
-from .objectives import resolve_options
+from ..pairs import STEPS
+from .bank_options import BankOptions
+from .objectives import get_objective, resolve_options
 
 POOLINGS = ("cls", "mean")
 # These do not change the losses of a run, so a resumed run may differ in them.
@@ -25,7 +27,7 @@ class TrainOptions:
 
     Exactly one of `corpus` and `pairs` is given; `hard_negatives` is a file of `fastcse mine` for it. `pooling=None`
     keeps the model's own; `eval_steps=None` is every 125 steps as in SimCSE, or four times in a shorter run.
-    `objective_options` holds the options of the objective, by name.
+    `objective_options` holds the options of the objective, by name, and `bank_options` those of its corpus bank.
 
     Raises:
         InputError: an option outside its range, named with the value that came.
@@ -42,7 +44,8 @@ class TrainOptions:
     max_steps: int = 1000
     lr: float = 3e-5
     max_length: int = 32
-    objective_options: dict[str, float | None] = field(default_factory=dict)
+    objective_options: dict[str, float | str | None] = field(default_factory=dict)
+    bank_options: dict[str, Any] = field(default_factory=dict)
     seed: int = 42
     sts_dir: str | None = None
     eval_steps: int | None = None
@@ -51,6 +54,7 @@ class TrainOptions:
 
     def __post_init__(self):
         object.__setattr__(self, "objective_options", resolve_options(self.objective, self.objective_options))
+        object.__setattr__(self, "bank_options", _bank_options(self.objective, self.bank_options))
         if self.eval_steps is None:
             object.__setattr__(self, "eval_steps", min(SIMCSE_EVAL_STEPS, max(1, self.max_steps // 4)))
         if (self.corpus is None) == (self.pairs is None):
@@ -63,7 +67,7 @@ class TrainOptions:
         check_at_least("seed", self.seed, 0)
         _positive("lr", self.lr)
         for name, value in self.objective_options.items():
-            (_positive if name == "temperature" else _finite)(name, value)
+            _check_objective_option(name, value)
         check_backend(self.backend)
 
     def identity(self) -> dict[str, Any]:
@@ -73,6 +77,31 @@ class TrainOptions:
             content = Path(self.hard_negatives).read_bytes()
             chosen[f"hard_negatives{DIGEST}"] = hashlib.sha256(content).hexdigest()
         return chosen
+
+
+def _bank_options(objective: str, given: dict[str, Any]) -> dict[str, Any]:
+    """All options of the bank, or none for an objective without one."""
+    if get_objective(objective).bank:
+        return asdict(BankOptions.of(given))
+    chosen = [name for name, value in given.items() if value not in (None, False)]
+    if chosen:
+        raise InputError(
+            f"{flag(chosen[0])} {given[chosen[0]]} means nothing to --objective {objective}: it has no bank"
+        )
+    return {}
+
+
+def _check_objective_option(name: str, value: float | str) -> None:
+    if name == "adversarial_mode":
+        if value not in STEPS:
+            raise InputError(f"--adversarial-mode {value!r} is unknown: expected {' or '.join(STEPS)}")
+    elif name == "temperature":
+        _positive(name, value)
+    elif name == "noise":
+        _finite(name, value)
+        check_at_least(name, value, 0)
+    else:
+        _finite(name, value)
 
 
 def check_pooling(name: str | None) -> None:
@@ -102,7 +131,7 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def check_at_least(name: str, value: int, lowest: int) -> None:
+def check_at_least(name: str, value: float, lowest: int) -> None:
     """An InputError if the option `name` is below `lowest`."""
     if value < lowest:
         raise InputError(f"{flag(name)} is {value}: expected at least {lowest}")

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from sentence_transformers import SentenceTransformer
 from transformers import set_seed
 
 from ..evaluation.files import InputError
 from ..evaluation.spearman import StsEvaluator
 from ..evaluation.sts import read_sts, sts_folder
 from ..integrations.sentence_transformers import FusedContrastiveLoss
+from .bank_options import BankOptions
 from .checkpoints import prepare_output
+from .corpus_bank import Bank, make_bank
 from .data import check_fills_a_batch, read_corpus, read_pairs
 from .encoders import has_dropout, load_encoder
 from .hard_negatives import add_hard_negatives
@@ -25,6 +28,10 @@ from .trainer import ContrastiveTrainer, make_trainer
 
 DEV = "stsb.dev"  # the set that chooses the checkpoint; no other set is opened
 DEV_KEY = "stsb_dev"
+STATS = {
+    "masked_share", "infonce", "quadruplet", "active_share", "adversarial_similarity", "batch_similarity",
+    "corpus_similarity",
+}  # fmt: skip
 logger = logging.getLogger(__name__)
 
 
@@ -48,6 +55,8 @@ class TrainReport:
     dev_best: float | None
     saved: str
     notes: list[str]  # what of the text was left out, in a sentence each
+    stats: dict[str, float]  # what else the loss had numbers of, in the last entry of the log
+    bank: int | None = None  # texts in the corpus bank
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -77,21 +86,34 @@ def train(options: TrainOptions) -> TrainReport:
                          "equal: expected a model with dropout, or --pairs")  # fmt: skip
     checkpoint = prepare_output(options)
     objective = get_objective(options.objective)
+    bank = _bank(options, dataset, model, checkpoint)
     loss = FusedContrastiveLoss(
-        model, objective.loss, backend=options.backend, cite=objective.source, **options.objective_options
-    )
+        model, objective.loss, corpus_negatives=bank and bank.negatives, backend=options.backend,
+        cite=objective.source, **options.objective_options,
+    )  # fmt: skip
     before = None if dev is None else 100 * dev(model)[f"{DEV_KEY}_spearman_cosine"]
     trainer = make_trainer(
-        model, dataset, loss, output_dir=options.output_dir, batch_size=options.batch_size, lr=options.lr,
-        max_steps=options.max_steps, max_length=options.max_length, seed=options.seed, save_steps=options.eval_steps,
-        evaluator=dev, label=f"train {options.objective}",
+        model, bank.dataset if bank else dataset, loss, output_dir=options.output_dir, batch_size=options.batch_size,
+        lr=options.lr, max_steps=options.max_steps, max_length=options.max_length, seed=options.seed,
+        save_steps=options.eval_steps, evaluator=dev, label=f"train {options.objective}",
+        callbacks=[bank.upkeep] if bank else [],
     )  # fmt: skip
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - start
     trainer.save_model(options.output_dir)
     first_step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
-    return _report(options, trainer, before, seconds, len(dataset), first_step, notes)
+    report = _report(options, trainer, before, seconds, len(dataset), first_step, notes)
+    return replace(report, bank=len(bank.negatives.index)) if bank else report
+
+
+def _bank(options: TrainOptions, dataset: Dataset, model: SentenceTransformer, checkpoint: Path | None) -> Bank | None:
+    if not options.bank_options:
+        return None
+    bank = make_bank(dataset, model, BankOptions(**options.bank_options), options.output_dir, checkpoint)
+    for note in bank.notes:
+        logger.warning(note)
+    return bank
 
 
 def _read(options: TrainOptions) -> tuple[Dataset, list[str]]:
@@ -150,4 +172,5 @@ def _report(
         dev_best=dict(dev).get(best_step),
         saved=options.output_dir,
         notes=notes,
+        stats={name: round(last[name], 4) for name in sorted(last.keys() & STATS)},
     )

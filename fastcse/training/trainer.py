@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,7 +22,10 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from ..evaluation.files import InputError
 from ..integrations.sentence_transformers import FusedContrastiveLoss
 
-SHOWN = {"loss": "loss", "accuracy": "acc", "positive_similarity": "pos", "negative_similarity": "neg"}
+SHOWN = {
+    "loss": "loss", "accuracy": "acc", "positive_similarity": "pos", "negative_similarity": "neg", "quadruplet": "quad",
+    "active_share": "active",
+}  # fmt: skip
 LOGGED_STEPS = 1000  # at most this many entries in the log of a run
 
 
@@ -84,6 +88,7 @@ def make_trainer(
     warmup_steps: int = 0,
     evaluator: BaseEvaluator | None = None,
     label: str = "train",
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> ContrastiveTrainer:
     """A trainer over `dataset`: AdamW, linear decay to 0, gradient norm clipped at 1, every batch full and without
     duplicates, and texts cut to `max_length` tokens in training only.
@@ -107,7 +112,7 @@ def make_trainer(
     )  # fmt: skip
     trainer = ContrastiveTrainer(
         model=model, args=arguments, train_dataset=dataset, loss=loss, evaluator=evaluator,
-        callbacks=[Progress(label, score)],
+        callbacks=[Progress(label, score), *callbacks],
         data_collator=SentenceTransformerDataCollator(preprocess_fn=model.preprocess, max_length=max_length),
     )  # fmt: skip
     # Both write the log to stdout, which belongs to the result.

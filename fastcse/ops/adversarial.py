@@ -1,0 +1,41 @@
+"""Positives moved uphill on the contrastive loss: one sweep for the gradient, one pass over the rows for each move."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.library import custom_op
+
+from ..engine import one_sweep
+from .call import Sweep, problem
+from .dispatch import launchers
+
+
+@custom_op("fastcse::adversarial", mutates_args=())
+def adversarial_op(
+    anchor: Tensor, positive: Tensor, offset: Tensor | None, noise: float, inv_temperature: Tensor | None,
+    temperature: float, transform: str, step: float, mode: str, backend: str,
+) -> Tensor:  # fmt: skip
+    """(N, D): positive + noise offset / |offset|, and from there a step along the gradient of the mean loss that it has
+    as an anchor with the anchors as its candidates."""
+    b = launchers(backend)
+    start = b.prepare(positive.detach())
+    x = start if offset is None else b.step_rows(start, b.prepare(offset), noise, "l2")
+    call = Sweep(
+        x, [anchor], [None], [None], [0.0], None, None, inv_temperature, temperature, transform, 0.0, True, [False],
+        False, None, backend,
+    )  # fmt: skip
+    _, gradients = one_sweep.mean_with_gradient(problem(call))
+    # The direction of the mean's gradient is that of the sum's.
+    radius = step / x.shape[0] if mode == "raw" else step * _lengths(b.inverse_norms(start))
+    out = b.step_rows(x, gradients.anchor, radius, mode).to(positive.dtype)
+    return out
+
+
+@adversarial_op.register_fake
+def _(anchor, positive, offset, noise, inv_temperature, temperature, transform, step, mode, backend):
+    return positive.new_empty(positive.shape)
+
+
+def _lengths(inverse: Tensor) -> Tensor:
+    return torch.where(inverse == 0, 0.0, inverse.reciprocal())

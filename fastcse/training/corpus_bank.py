@@ -1,0 +1,146 @@
+"""The corpus bank of a run: built before it, kept up on the way, and saved so that a resumed run goes on with it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+from torch import nn
+from transformers import TrainerCallback
+
+from ..evaluation.files import InputError
+from ..mining.corpus_negatives import CorpusNegatives
+from ..mining.index import CorpusIndex
+from .bank_options import BankOptions
+from .data import read_corpus
+
+PREFIX = "bank-"  # in the output folder, with the step at which the bank was so
+
+
+class Bank(NamedTuple):
+    """`dataset` has gained the column label, of the ids of its texts in the bank; `upkeep` is for the trainer."""
+
+    dataset: Dataset
+    negatives: CorpusNegatives
+    upkeep: BankUpkeep
+    notes: list[str]
+
+
+def make_bank(
+    dataset: Dataset, model: SentenceTransformer, options: BankOptions, output_dir: str, checkpoint: Path | None
+) -> Bank:
+    """The bank of the distinct texts of `options.bank`, by default those of `dataset`, encoded by `model`.
+
+    Args:
+        checkpoint: of the run that is resumed: its bank is read instead.
+
+    Raises:
+        InputError: a bank that is smaller than the options ask for, that holds no texts, or was not saved.
+    """
+    encoder = before_head(model) if options.parity else model
+    if checkpoint is not None:
+        index = _load(_saved_at(output_dir, checkpoint), "--resume")
+    elif options.bank is not None and Path(options.bank).is_dir():
+        index = _load(Path(options.bank), "--bank")
+    else:
+        texts = _texts(dataset) if options.bank is None else read_corpus(options.bank, "--bank")["anchor"][:]
+        try:
+            index = CorpusIndex.from_texts(encoder, list(dict.fromkeys(texts)))
+        except ValueError as error:
+            raise InputError(f"--bank {options.bank or 'of the training text'!r}: {error}") from None
+    try:
+        negatives = CorpusNegatives(
+            index, k=options.neighbours, skip=options.skip, sample=options.sample, max_score=options.max_similarity,
+            refresh=options.refresh,
+        )  # fmt: skip
+    except ValueError as error:
+        raise InputError(f"--neighbours {options.neighbours}, --skip {options.skip}: {error}") from None
+    labelled, missing = _with_ids(dataset, index)
+    upkeep = BankUpkeep(negatives, encoder, Path(output_dir))
+    if checkpoint is None:
+        upkeep.save(0)
+    notes = [f"{missing:,} of {len(dataset):,} training rows are not in the bank"] if missing else []
+    return Bank(labelled, negatives, upkeep, notes)
+
+
+def before_head(model: SentenceTransformer) -> SentenceTransformer:
+    """The same weights up to the last layer's [CLS], without a head: what HSimCSE's released code has in its bank."""
+    transformer, pooled = model[0], [module for module in model if isinstance(module, Pooling)]
+    if not pooled:
+        layers = ", ".join(type(module).__name__ for module in model)
+        raise InputError(f"--parity needs a model with a pooling layer, got one of {layers}")
+    pooling = Pooling(pooled[0].get_embedding_dimension(), pooling_mode="cls")
+    # Shared, not copied: a refresh sees what training did.
+    view = SentenceTransformer(modules=[transformer, pooling], device=str(model.device))
+    view.train(model.training)
+    return view
+
+
+def _texts(dataset: Dataset) -> list[str]:
+    return [text for name in ("anchor", "positive") if name in dataset.column_names for text in dataset[name][:]]
+
+
+def _with_ids(dataset: Dataset, index: CorpusIndex) -> tuple[Dataset, int]:
+    """The dataset with the ids of anchor and positive, and how many anchors have none. Equal texts are one row of the
+    bank: a copy of the anchor is never its negative."""
+    ids = dict(zip(index.texts, index.ids.tolist()))
+    columns = [name for name in ("anchor", "positive") if name in dataset.column_names]
+    rows = [[ids.get(text, -1) for text in texts] for texts in zip(*(dataset[name][:] for name in columns))]
+    return dataset.add_column("label", rows), sum(row[0] < 0 for row in rows)
+
+
+def _load(folder: Path, argument: str) -> CorpusIndex:
+    try:
+        index = CorpusIndex.load(folder, mmap=False)
+    except ValueError as error:
+        raise InputError(f"{argument} {str(folder)!r}: {error}") from None
+    if index.texts is None:
+        raise InputError(f"{argument} {str(folder)!r} holds rows without texts: expected a bank that has both")
+    return index
+
+
+def _saved(output_dir: str | Path) -> dict[int, Path]:
+    paths = Path(output_dir).glob(f"{PREFIX}*")
+    return {int(path.name[len(PREFIX) :]): path for path in paths if path.name[len(PREFIX) :].isdigit()}
+
+
+def _saved_at(output_dir: str, checkpoint: Path) -> Path:
+    """The bank as it was at the checkpoint: the newest that is not newer."""
+    step, saved = int(checkpoint.name.rpartition("-")[2]), _saved(output_dir)
+    if not any(number <= step for number in saved):
+        raise InputError(f"--resume found no bank of {checkpoint.name} in --output-dir {output_dir!r}")
+    return saved[max(number for number in saved if number <= step)]
+
+
+class BankUpkeep(TrainerCallback):
+    """Refreshes the bank when it is due, and saves it before each checkpoint where it has changed since."""
+
+    def __init__(self, negatives: CorpusNegatives, encoder: nn.Module, output_dir: Path):
+        self.negatives, self.encoder, self.output_dir = negatives, encoder, output_dir
+        self.changed = False
+
+    def on_step_end(self, args, state, control, **kwargs):
+        # The encoder may be a view of the model's parts, whose own flag nobody has set: without it they would stay in
+        # evaluation mode, without dropout.
+        self.encoder.training = True
+        refreshed = self.negatives.step(state.global_step, self.encoder)
+        self.changed |= refreshed or self.negatives.refresh == "write-through"
+        # Before the checkpoint: one that a kill leaves behind has its bank.
+        if control.should_save and self.changed:
+            self.save(state.global_step)
+
+    def on_save(self, args, state, control, **kwargs):
+        steps = [int(path.name.rpartition("-")[2]) for path in self.output_dir.glob("checkpoint-*")]
+        saved = _saved(self.output_dir)
+        needed = {max(number for number in saved if number <= step) for step in steps if min(saved) <= step}
+        for number in saved.keys() - needed:
+            shutil.rmtree(saved[number])
+
+    def save(self, step: int) -> None:
+        """The bank as it is after `step`."""
+        self.negatives.index.save(self.output_dir / f"{PREFIX}{step}")
+        self.changed = False
