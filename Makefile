@@ -7,12 +7,12 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench baseline loss report topk compiled gpu build info clean
+.PHONY: help demo test check bench baseline loss report topk rows compiled gpu build info clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-$(STAMP): constraints.txt pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.cpp csrc/fastcse/*.hpp csrc/fastcse/transforms/*.hpp)
+$(STAMP): constraints.txt pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.hpp csrc/fastcse/*.hpp csrc/fastcse/transforms/*.hpp)
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt setuptools wheel pybind11 cmake ninja
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation \
@@ -30,7 +30,7 @@ test: $(STAMP) ## all tests that need no GPU
 check: $(STAMP) ## lint: ruff, clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/fastcse/*.hpp csrc/fastcse/transforms/*.hpp
+	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.hpp csrc/fastcse/*.hpp csrc/fastcse/transforms/*.hpp
 
 SUITE := $(BIN)/pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds --benchmark-sort=fullname \
 	--benchmark-json=build/bench.json
@@ -59,6 +59,9 @@ files = --output benchmarks/results/$(1).json --csv benchmarks/results/$(1).csv 
 topk: $(STAMP) ## exact top-k and the miner beside every installed peer, as JSON, CSV and PNG
 	$(BIN)/fastcse bench topk --device cpu --n 10000 --m 200000 --d 384 --k 32 $(call files,topk_cpu)
 	$(BIN)/fastcse bench mining --n 20000 --output benchmarks/results/mining_cpu.json
+
+rows: $(STAMP) ## row-wise operations beside one copy of the same bytes, as JSON, CSV and PNG
+	$(BIN)/fastcse bench rows --device cpu --n 65536 --d 768 --op quadruplet,normalize,adversarial $(call files,rows_cpu)
 
 report: $(STAMP) ## README section, benchmarks/RESULTS.md and figures from the files in benchmarks/results
 	$(BIN)/python -m benchmarks.report

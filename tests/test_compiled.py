@@ -15,15 +15,18 @@ ROOT = Path(__file__).resolve().parents[1]
 MAIN = ("gradients", "sums", "both directions", "both directions: sums")
 
 
+ROW_KERNELS = ("quadruplet", "candidate gradient", "step_rows", "scale")
+
+
 def compiled(folder, *options):
-    """Lines of the report, and of its roofline."""
+    """Lines of the report, and of its roofline where there is one."""
     out = folder / "compiled.csv"
     command = [sys.executable, "-m", "benchmarks.compiled", "--dtype", "bf16", "--output", str(out), *options]
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    read = [list(csv.DictReader(path.open())) for path in (out, folder / "compiled_roofline.csv")]
-    return read
+    files = (out, folder / "compiled_roofline.csv")
+    return [list(csv.DictReader(path.open())) if path.exists() else [] for path in files]
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +39,30 @@ def others(tmp_path_factory):
     return compiled(tmp_path_factory.mktemp("others"), "--arch", "80", "100", "--form", *MAIN)
 
 
+@pytest.fixture(scope="module")
+def row_kernels(tmp_path_factory):
+    arch = ("--arch", "80", "90", "100")
+    return compiled(tmp_path_factory.mktemp("rows"), *arch, "--dtype", "bf16", "fp32", "--kernel", *ROW_KERNELS)
+
+
 def test_every_architecture_compiles_the_main_forms(hopper, others):
     for lines, arch in ((hopper[0], "90"), (others[0], "80"), (others[0], "100")):
         assert {x["form"] for x in lines if x["arch"] == arch} >= set(MAIN)
 
 
-def test_no_kernel_spills(hopper, others):
-    lines = [*hopper[0], *others[0]]
+def test_every_architecture_compiles_the_quadruplets_and_the_steps(row_kernels):
+    lines, roofline = row_kernels
+    whole = {
+        (kernel, arch, dtype) for kernel in ROW_KERNELS for arch in ("80", "90", "100") for dtype in ("bf16", "fp32")
+    }
+    assert {(x["kernel"], x["arch"], x["dtype"]) for x in lines} == whole
+    forms = {x["form"] for x in lines if x["kernel"] == "quadruplet"}
+    assert forms == {"forward", "four gradients", "index", "classic, by row"}
+    assert not roofline  # a model of products has nothing to say of them
+
+
+def test_no_kernel_spills(hopper, others, row_kernels):
+    lines = [*hopper[0], *others[0], *row_kernels[0]]
     assert {(x["kernel"], x["form"], x["arch"]) for x in lines if x["spill_bytes"] != "0"} == set()
 
 
@@ -67,10 +87,12 @@ def test_the_roofline_lets_every_hopper_sweep_reach_its_target(hopper):
     assert all(x["reachable"] == "True" for x in lines)
 
 
-def test_shared_memory_fits(hopper, others):
+def test_shared_memory_fits(hopper, others, row_kernels):
     from benchmarks.compiled.binary import SHARED_LIMIT
 
-    assert all(int(x["shared_bytes"]) <= SHARED_LIMIT[int(x["arch"])] for x in [*hopper[0], *others[0]])
+    assert all(
+        int(x["shared_bytes"]) <= SHARED_LIMIT[int(x["arch"])] for x in [*hopper[0], *others[0], *row_kernels[0]]
+    )
 
 
 def test_a_roofline_that_cannot_be_reached_says_so():

@@ -13,6 +13,8 @@ from fastcse.bench.loss import Row
 from fastcse.bench.machine import machine
 from fastcse.bench.output import finite
 from fastcse.bench.problem import LossProblem
+from fastcse.bench.rows.problem import RowsProblem
+from fastcse.bench.rows.subject import RowsEntry
 
 README = "# before\n\n<!-- results -->\nold text\n<!-- end of results -->\n\nafter\n"
 ROOFLINE = (
@@ -70,6 +72,8 @@ def test_without_files_everything_is_called_not_measured(root):
         assert text.count("| not measured | ") == len(TARGETS)
     assert "Accuracy on other kinds of rows: not measured" in page
     assert "STS after training: not measured" in page
+    assert "Rows on the CPU: not measured (`make rows`)" in page
+    assert "Rows on a GPU: not measured (`make gpu`)" in page
     assert "Not computed (`make compiled`)" in page
     assert not list((root / "benchmarks" / "results").iterdir())
 
@@ -159,6 +163,27 @@ def test_a_gpu_file_of_several_settings_has_a_table_for_each(root):
     for setting in ("infonce, forward + backward", "focal, forward + backward", "infonce, forward alone"):
         assert page.count(f"\n{setting}, bfloat16, clustered rows, early, temperature 0.05:") == 1
     assert page.count("| fastcse | 131072 |") == 1
+
+
+def rows_document(device, **facts):
+    problem = RowsProblem(65536, 768, device=device, dtype="float32" if device == "cpu" else "bfloat16")
+    rows = [RowsEntry(name, ms=ms, ms_20=ms, ms_80=ms, to_products=ms / 2, gb_s=9.87, of_copy=2 / ms).__dict__
+            for name, ms in (("copy", 2.0), ("fastcse", 2.2), ("eager", 11.0))]  # fmt: skip
+    result = {**problem.labels(), "repeat": 3, "backend": "cpp", "rows": rows}
+    return {"command": "fastcse bench rows --planted", "machine": {**machine("cpu"), **facts}, "results": [result]}
+
+
+def test_row_wise_operations_have_their_section(root):
+    write(root, "rows_cpu.json", rows_document("cpu"))
+    _, page = texts(root)
+    assert line_with(page, "CPU, float32, quadruplet: time of eager").endswith("| >= 4 x | 5.00 x (met) |")
+    assert "| fastcse | 65536 | 768 | 2.2 | 2.2 - 2.2 | 1.10 | 9.9 | 91% |" in page
+    assert "Rows on a GPU: not measured" in page
+    write(root, "gpu/sm_90/rows.json", rows_document("cuda", gpu="NVIDIA H100"))
+    _, page = texts(root)
+    assert line_with(page, "GPU, bfloat16, quadruplet").endswith("| >= 80 % | 90.9 % (met), NVIDIA H100 |")
+    assert "### Rows on NVIDIA H100 (gpu/sm_90/rows.json)" in page
+    assert "Rows on a GPU: not measured" not in page
 
 
 def test_a_dry_run_on_the_cpu_meets_no_target(root):

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 import triton
 from rich.console import Console
 from rich.progress import track
@@ -26,15 +27,17 @@ from .roofline import Prediction, predictions
 ARCHITECTURES = (80, 90, 100)
 
 
-def report(architectures: list[int], types: list[str], forms: list[str] | None = None) -> list[Compiled]:
-    """Every case, or those of the forms named, for every architecture."""
+def report(
+    architectures: list[int], types: list[str], forms: list[str] | None = None, kernels: list[str] | None = None
+) -> list[Compiled]:
+    """Every case, or those of the forms and kernels named, for every architecture."""
     wanted = [dtype for dtype, name in TYPES.items() if name in types]
     work = [
         (case, arch)
         for arch in architectures
         for dtype in wanted
         for case in cases(dtype, arch)
-        if not forms or case.form in forms
+        if (not forms or case.form in forms) and (not kernels or case.kernel in kernels)
     ]
     return [compile_case(*item) for item in track(work, "compiling", console=Console(stderr=True))]
 
@@ -66,12 +69,14 @@ def main() -> int:
     parser.add_argument("--dtype", nargs="*", default=list(TYPES.values()), choices=list(TYPES.values()))
     parser.add_argument("--form", nargs="*", choices=list(SWEEPS), help="only these forms of the sweep")
     parser.add_argument("--output", type=Path, help="write the table here as CSV, and FILE_roofline.csv beside it")
+    kernels = list(dict.fromkeys(case.kernel for case in cases(torch.bfloat16, ARCHITECTURES[0])))
+    parser.add_argument("--kernel", nargs="*", choices=kernels, help="only these kernels")
     arguments = parser.parse_args()
     if triton.knobs.runtime.interpret:
         print("benchmarks.compiled: TRITON_INTERPRET is set, and the interpreter compiles nothing; unset it",
               file=sys.stderr)  # fmt: skip
         return 2
-    lines = report(arguments.arch, arguments.dtype, arguments.form)
+    lines = report(arguments.arch, arguments.dtype, arguments.form, arguments.kernel)
     # A pipe has no width: give the table the room it needs.
     console = Console(width=None if sys.stdout.isatty() else 170)
     console.print(table(f"compiled with Triton {triton.__version__}; nothing was run", lines))

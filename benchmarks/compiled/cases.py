@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 import triton
 
-from fastcse.kernels import configs, nearest, pairwise, rows
+from fastcse.kernels import configs, nearest, pairwise, quadruplet, rows
 from fastcse.kernels.tile import device_fn
 from fastcse.losses.focal import DETACHED, FOCAL
 from fastcse.losses.infonce import SCALED
@@ -17,7 +17,10 @@ from fastcse.transforms import LogitTransform
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 OTHERS = {"N": "i32", "M": "i32", "D": "i32", "margin": "fp32", "own_log_weight": "fp32", "shortest": "fp32",
           "offset": "fp32", "groups": "i32", "K": "i32"}  # fmt: skip
-INDICES = {"OWN": "*i64", "ROW_ID": "*i64", "COL_ID": "*i64", "STATS_I": "*i32", "INDEX": "*i64"}
+# Of the quadruplets and the steps, whose names mean something else elsewhere.
+SCALARS = dict.fromkeys(("factor", "w1", "w2", "m1", "m2", "by", "length"), "fp32")
+INDICES = {"OWN": "*i64", "ROW_ID": "*i64", "COL_ID": "*i64", "STATS_I": "*i32", "INDEX": "*i64", "ORDER": "*i64",
+           "STARTS": "*i64", "SIZE": "i32"}  # fmt: skip
 # form -> kind of configuration, transform, what differs from a sweep that stores gradient weights and nothing else
 SWEEPS: dict[str, tuple[str, LogitTransform, dict]] = {
     "gradients": ("gradients", FOCAL, {}),
@@ -68,6 +71,7 @@ def cases(dtype: torch.dtype, arch: int) -> Iterator[Case]:
                 yield sweep_case(form, dtype, config, transform, flags)
     yield from _pair_cases(dtype, arch)
     yield from _row_cases(dtype)
+    yield from _quadruplet_cases(dtype)
 
 
 def _configs(dtype: torch.dtype, arch: int, kind: str) -> Iterator[configs.TileConfig]:
@@ -144,3 +148,24 @@ def _row_cases(dtype: torch.dtype) -> Iterator[Case]:
         ("finish_rows", rows.finish_rows_kernel, finish),
     ):
         yield Case(name, "", dtype, kernel, constants, _rows(dtype))
+
+
+def _quadruplet_cases(dtype: torch.dtype) -> Iterator[Case]:
+    """The quadruplet's passes, steps and factors of rows of 768."""
+    row = f"*{TYPES[dtype]}"
+    types = {**dict.fromkeys(("A", "P", "B", "C", "DA", "DP", "DB", "DC", "BASE", "X", "OUT"), row), **SCALARS}
+    grads = [f"GRAD_{x}" for x in "APBC"]
+    block = {"BLOCK_D": rows.launch_options(768)["BLOCK_D"]}
+    plain = {"HAS_INDEX": False, "CLASSIC": False, "NORMALIZE": True, "HAS_UPSTREAM": False, "HAS_PULL": False, **block}
+    forward = {**plain, **dict.fromkeys(grads, False)}
+    full = {**plain, **dict.fromkeys(grads, True)}
+    # The candidates' gradient is made by a kernel of its own, from what this one writes into PULL.
+    indexed = {**full, "HAS_INDEX": True, "GRAD_B": False, "HAS_PULL": True}
+    for form, constants in (("forward", forward), ("four gradients", full), ("index", indexed),
+                            ("classic, by row", {**full, "CLASSIC": True, "HAS_UPSTREAM": True})):  # fmt: skip
+        yield Case("quadruplet", form, dtype, quadruplet.quadruplet_kernel, constants, types)
+    normalize = {"NORMALIZE": True, **block}
+    yield Case("candidate gradient", "", dtype, quadruplet.candidate_gradient_kernel, normalize, types)
+    step = {"HAS_RADIUS": True, "KIND": 1, **block}
+    yield Case("step_rows", "", dtype, quadruplet.step_rows_kernel, step, types)
+    yield Case("scale", "", dtype, quadruplet.scale_kernel, {"BLOCK": 4096}, types)

@@ -38,7 +38,22 @@ def calls(backend: str) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
         own = torch.arange(len(a), device=a.device)
         return fastcse.topk(a.detach(), c.detach(), 7, query_id=own, corpus_id=own, metric="l2", **b)
 
+    def quadruplet(a: Tensor, c: Tensor) -> Tensor:
+        return 3 * fastcse.quadruplet_loss(a, c, a.flip(0), c.flip(0), margin=(2.0, 1.0), form="classic", **b)
+
+    def by_index(a: Tensor, c: Tensor) -> Tensor:
+        index = torch.arange(len(a), device=a.device) // 3 - 1
+        rows = fastcse.quadruplet_loss(a, c, index, a, candidate=c, margin=2.0, reduction="none", **b)
+        return rows.square().sum()
+
+    def adversarial(a: Tensor, c: Tensor) -> Tensor:
+        moved = [fastcse.adversarial_positive(a, c, step=0.1, mode=mode, noise=0.0, **b) for mode in ("l2", "sign")]
+        return torch.stack(moved).float().square().mean()
+
     return {
+        "quadruplet": quadruplet,
+        "quadruplet by index": by_index,
+        "adversarial positive": adversarial,
         "gradients": lambda a, c: f(a, c, **b),
         "sums": lambda a, c: f(a.detach(), c.detach(), **b),
         "both directions": lambda a, c: f(a, c, symmetric=True, **b),

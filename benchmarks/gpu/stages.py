@@ -6,10 +6,11 @@ from pathlib import Path
 
 from .lane import Step
 
-STAGES = ("build", "tests", "sanitize", "loss", "topk", "million", "search", "counters")
+STAGES = ("build", "tests", "sanitize", "loss", "topk", "rows", "million", "search", "counters")
 TOPK = ("python", "-m", "fastcse.cli", "bench", "topk", "--data", "clustered")
 # The cosine is what all of these compute; sentence-transformers makes a Python object of each hit, minutes of it here.
 SEARCHERS = "torch chunked,FAISS knn_gpu,FlashLib,cuVS"
+ROWS = ("python", "-m", "fastcse.cli", "bench", "rows", "--data", "clustered")
 LOSS = ("python", "-m", "fastcse.cli", "bench", "loss", "--data", "clustered", "--stage", "early")
 # Providers whose time at the largest sizes is milliseconds; the others run at one size each.
 QUICK = "fastcse,eager,chunked eager,QuACK,Liger SM90"
@@ -23,6 +24,7 @@ def steps(output: Path, device: str, dry: bool) -> list[Step]:
         *_tests(output, dry),
         *(_dry_tables(output) if dry else _tables(output, device)),
         *(_dry_topk(output) if dry else _topk(output, device)),
+        *(_dry_rows(output) if dry else _rows(output, device)),
         *_scripts(output, dry),
     ]
 
@@ -52,7 +54,7 @@ def _interpreter(dry: bool) -> tuple[tuple[str, str], ...]:
 
 def _table(output: Path, name: str, limit_s: float, *options: str, stage: str = "loss") -> Step:
     # Each in a process of its own: a peer that corrupts the device's memory ends its own table only.
-    command, file = {"loss": LOSS, "topk": TOPK}[stage], f"{stage}-{name}.json"
+    command, file = {"loss": LOSS, "topk": TOPK, "rows": ROWS}[stage], f"{stage}-{name}.json"
     return Step(stage, name, (*command, "--output", str(output / file), *options), limit_s, file)
 
 
@@ -70,6 +72,25 @@ def _topk(output: Path, device: str) -> list[Step]:
 def _dry_topk(output: Path) -> list[Step]:
     at = ("--device", "cpu", "--metric", "cosine,l2", "--d", "48", "--k", "5", "--repeat", "2", "--no-memory")
     return [_table(output, "small", 120, *at, "--n", "40", "--m", "200", "--peers", SEARCHERS, stage="topk")]
+
+
+def _rows(output: Path, device: str) -> list[Step]:
+    # Calls of a fraction of a millisecond: many rounds.
+    at = ("--device", device, "--repeat", "40")
+    return [
+        _table(output, "bfloat16", 60, *at, "--n", "65536", "--d", "768", stage="rows"),
+        _table(output, "float32", 60, *at, "--n", "65536", "--d", "768", "--dtype", "float32", stage="rows"),
+        # Compiling takes longer than all else here.
+        _table(output, "sizes", 40, *at, "--n", "16384,262144", "--d", WIDTHS, "--peers", "eager", "--no-memory",
+               stage="rows"),
+        _table(output, "forward", 30, *at, "--n", "65536", "--d", "768", "--op", "quadruplet,normalize", "--mode",
+               "forward", "--peers", "eager", stage="rows"),
+    ]  # fmt: skip
+
+
+def _dry_rows(output: Path) -> list[Step]:
+    at = ("--device", "cpu", "--n", "96", "--d", "48", "--repeat", "2", "--no-memory", "--peers", "eager")
+    return [_table(output, "small", 60, *at, stage="rows")]
 
 
 def _tables(output: Path, device: str) -> list[Step]:

@@ -15,6 +15,7 @@ from .gpu import model_table, target_table
 from .loss import accuracy_table, full_table, left_out, short_table
 from .mining import mining_figure, scifact_table, vaswani_table
 from .nearest import search_table
+from .rows import row_target_table, rows_table
 from .sts import sts_table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,9 +50,19 @@ def page(files: Files) -> str:
     parts += ["## Losses on a GPU", target_table(files.gpu, files.roofline), MODEL]
     for path, document in files.gpu.items():
         parts += [f"### {document['machine'].get('gpu', '')} ({path}.json)", full_table(document)]
-    parts += ["### Roofline model, sm_90", model_table(files.roofline), *_nearest_parts(files),
+    parts += ["### Roofline model, sm_90", model_table(files.roofline), *_rows_parts(files), *_nearest_parts(files),
               "## STS after training", sts_table(files.sts)]  # fmt: skip
     return "\n\n".join(parts) + "\n"
+
+
+def _rows_parts(files: Files) -> list[str]:
+    """Row-wise operations: what is wanted, then every number."""
+    parts = ["## Row-wise operations", row_target_table(files.rows, files.gpu_rows), "### Rows on the CPU",
+             rows_table(files.rows, "Rows on the CPU", "make rows")]  # fmt: skip
+    for path, document in files.gpu_rows.items():
+        parts += [f"### Rows on {document['machine'].get('gpu', '')} ({path}.json)",
+                  rows_table(document, "Rows", "make gpu")]  # fmt: skip
+    return parts if files.gpu_rows else [*parts, "### Rows on a GPU", rows_table(None, "Rows on a GPU", "make gpu")]
 
 
 def _nearest_parts(files: Files) -> list[str]:

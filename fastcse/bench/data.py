@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .nearest.problem import TopkProblem
 from .problem import LossProblem
+from .rows.problem import RowsProblem
 
 # Weights of a common direction, of one of 64 centres, and of each row's own part.
 KINDS = {"random": (0.0, 0.0, 1.0), "clustered": (0.3, 0.8, 1.0), "anisotropic": (1.4, 0.0, 1.0)}
@@ -18,7 +19,7 @@ CENTRES = 64
 STAGES = {"early": 2.0, "late": 0.33}
 
 
-def make_rows(problem: LossProblem | TopkProblem) -> tuple[Tensor, Tensor]:
+def make_rows(problem: LossProblem | TopkProblem | RowsProblem) -> tuple[Tensor, Tensor]:
     """(N, D) anchors and (M, D) candidates, not normalised, that want gradients where the mode is "full"; the same for
     the same seed."""
     # Made where they are used: a million rows made on the CPU would take longer than the measurement.

@@ -4,14 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .runs import LIMIT
 from .subject import Entry, Result
 from .subjects import subject_of
-
-MEASURED = (
-    ("to_products", "time / time of the bare products"),
-    ("extra_mib", "MiB beyond inputs and outputs"),
-)
 
 
 def draw(results: list[Result], path: Path) -> None:
@@ -26,12 +20,16 @@ def draw(results: list[Result], path: Path) -> None:
     axis_name = next((name for name in sizes if len({_of(r, name) for r in results}) > 1), "n")
     groups = _lines(results, axis_name, subject.axes)
     measured = [row for line in groups.values() for _, row in line]
-    known = (*MEASURED, *((metric.field, metric.drawn) for metric in subject.metrics if metric.drawn))
+    known = [
+        ("to_products", f"time / time of the {subject.limit_name}"),
+        ("extra_mib", "MiB beyond inputs and outputs"),
+    ]
+    known += [(metric.field, metric.drawn) for metric in subject.metrics if metric.drawn]
     metrics = [(metric, label) for metric, label in known if any(getattr(row, metric) for row in measured)]
     ticks = sorted({_of(r, axis_name) for r in results})
     size = (4 * len(metrics) + 3, 4.6)
     figure, (panels,) = plt.subplots(1, len(metrics), figsize=size, squeeze=False, layout="constrained")
-    colours = _colours({name for name, _ in groups}, plt.get_cmap("tab20").colors)
+    colours = _colours({name for name, _ in groups}, subject.limit_name, plt.get_cmap("tab20").colors)
     for panel, (metric, label) in zip(panels, metrics):
         if len(ticks) == 1:
             _bars(panel, label, [(" ".join(filter(None, key)), colours[key[0]], getattr(line[0][1], metric))
@@ -59,11 +57,12 @@ def _title(results: list[Result]) -> str:
     if len({r.problem.title for r in results}) == 1:
         return p.title
     one = len({r.problem.setting for r in results}) == 1
-    return f"{p.operation}, {p.setting if one else f'{p.dtype} on {p.device}'}"
+    operations = ", ".join(dict.fromkeys(r.problem.operation for r in results))
+    return f"{operations}, {p.setting if one else f'{p.dtype} on {p.device}'}"
 
 
-def _colours(names: set[str], palette: list) -> dict[str, object]:
-    ordered = sorted(names, key=lambda name: (name != "fastcse", name != LIMIT, name))
+def _colours(names: set[str], limit: str, palette: list) -> dict[str, object]:
+    ordered = sorted(names, key=lambda name: (name != "fastcse", name != limit, name))
     return {name: "#0b6e4f" if name == "fastcse" else palette[i % len(palette)] for i, name in enumerate(ordered)}
 
 
@@ -72,7 +71,7 @@ def _bars(panel, label: str, rows: list[tuple[str, object, float | None]]) -> No
     names, colours, values = zip(*((name, colour, value) for name, colour, value in rows if value is not None))
     bars = panel.barh(names, values, color=colours)
     panel.bar_label(bars, [f"{value:.3g}" for value in values], padding=4, fontsize=8)
-    panel.set(title=label, xlim=(0, 1.2 * max(*values, 0.01)))
+    panel.set(title=label, xlim=(0, 1.2 * max(values) or 0.01))
     panel.tick_params(axis="y", labelsize=8)
     panel.invert_yaxis()
     panel.spines[["top", "right"]].set_visible(False)

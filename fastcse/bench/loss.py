@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -13,7 +13,7 @@ from .data import make_rows
 from .peers import PEERS, Peer
 from .problem import LossProblem
 from .runs import bare_products, outcome_of
-from .subject import Entry, Metric, Result, Subject, WrongAnswer
+from .subject import Entry, Metric, Problem, Result, Subject, WrongAnswer
 from .truth import Outcome, errors, exact
 
 # The accuracy rule of the package: at most twice what plain torch misses, and this much of float32's own rounding.
@@ -32,10 +32,10 @@ class WrongGradient(WrongAnswer):
     """fastcse's gradient is not what it must be."""
 
 
-def allowed_error(problem: LossProblem, eager: float | None) -> float:
-    """The largest gradient error that fastcse may have where plain torch has `eager`."""
+def allowed_error(problem: Problem, eager: float | None, slack: Mapping[str, float] = SLACK) -> float:
+    """The largest error that fastcse may have where plain torch has `eager`."""
     yardstick = eager if eager is not None and math.isfinite(eager) else 0.0
-    return 2 * yardstick + SLACK[problem.dtype]
+    return 2 * yardstick + slack[problem.dtype]
 
 
 def _prepare(peer: Peer, problem: LossProblem, choice: int | None, rows: tuple[Tensor, Tensor]) -> Callable:

@@ -11,7 +11,6 @@ import torch
 from ..ops.dispatch import last_backend
 from .memory import SMALLEST_WEIGHED, extra_memory
 from .peers import Unsuitable
-from .runs import LIMIT
 from .subject import Entry, Problem, Result, Subject
 from .subjects import subject_of
 from .turns import Seconds, clock, take_turns
@@ -103,7 +102,7 @@ def _weigh(problem: Problem, row: Entry) -> None:
         row.note = "; ".join(filter(None, (row.note, f"not weighed: {weighing.reason}")))
 
 
-def _fastest(runs: dict[int | None, Callable], time_one: Callable) -> int | None:
+def _fastest(runs: dict[int | str | None, Callable], time_one: Callable) -> int | str | None:
     """The choice whose second call is quickest; the first warms up."""
     if len(runs) == 1:
         return next(iter(runs))
@@ -119,18 +118,19 @@ def _check_ourselves(subject: Subject, result: Result) -> None:
 
 def _time_all(subject: Subject, result: Result, inputs: tuple, runs: dict[str, Callable], step: Callable) -> None:
     """Fill in times; the limit takes its turn like everybody and becomes the first row."""
-    problem = result.problem
-    everyone = {LIMIT: functools.partial(subject.limit(problem), *inputs)}
+    problem, least = result.problem, subject.limit_name
+    everyone = {least: functools.partial(subject.limit(problem), *inputs)}
     everyone |= {name: _guarded(result.row(name), run) for name, run in runs.items()}
-    everyone[LIMIT]()
+    everyone[least]()
     if torch.device(problem.device).type == "cuda":
         for run in everyone.values():  # whether it still runs beside the memory of the others
             run()
     seconds = take_turns(everyone, clock(problem.device), result.repeat, lambda: step("time"))
-    limit = Seconds.of(seconds[LIMIT])
-    result.rows.insert(0, subject.row(LIMIT, note=subject.limit_note(problem)))
+    limit = Seconds.of(seconds[least])
+    result.rows.insert(0, subject.row(least, note=subject.limit_note(problem)))
     for row in result.rows:
         if row.status == "measured":
             taken = Seconds.of(seconds[row.provider])
             row.ms, row.ms_20, row.ms_80 = (1e3 * s for s in taken)
-            row.tflops, row.to_products = problem.flops / taken.median / 1e12, taken.median / limit.median
+            row.to_products = taken.median / limit.median
+            row.rate(problem)

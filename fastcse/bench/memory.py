@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-from .runs import LIMIT
 from .subject import Problem
 from .subjects import subject_of
 
@@ -19,7 +18,7 @@ MIB = 1 << 20
 SMALLEST_WEIGHED = 2048
 
 
-def extra_memory(problem: Problem, provider: str, choice: int | None) -> float | None:
+def extra_memory(problem: Problem, provider: str, choice: int | str | None) -> float | None:
     """MiB; None where the system does not tell. On the CPU in a process of its own: memory that another run has freed
     would hide it."""
     if torch.device(problem.device).type == "cuda":
@@ -29,15 +28,16 @@ def extra_memory(problem: Problem, provider: str, choice: int | None) -> float |
         return one.submit(_peak_on_cpu, problem, provider, choice, torch.get_num_threads()).result()
 
 
-def _peak_on_cpu(problem: Problem, provider: str, choice: int | None, threads: int) -> float | None:
+def _peak_on_cpu(problem: Problem, provider: str, choice: int | str | None, threads: int) -> float | None:
     torch.set_num_threads(threads)
     return _peak(problem, provider, choice)
 
 
-def _peak(problem: Problem, provider: str, choice: int | None) -> float | None:
+def _peak(problem: Problem, provider: str, choice: int | str | None) -> float | None:
     subject = subject_of(problem)
     inputs = subject.inputs(problem)
-    if provider == LIMIT:
+    is_limit = provider == subject.limit_name
+    if is_limit:
         run = lambda: subject.limit(problem)(*inputs)  # noqa: E731 - its buffers are what is weighed
     else:
         prepared = subject.prepare(subject.peers[provider], problem, choice, inputs)
@@ -46,7 +46,7 @@ def _peak(problem: Problem, provider: str, choice: int | None) -> float | None:
     for x in inputs:
         if isinstance(x, torch.Tensor):
             x.grad = None
-    handed_back = 0 if provider == LIMIT else subject.output_bytes(problem, inputs)
+    handed_back = 0 if is_limit else subject.output_bytes(problem, inputs)
     peak = _peak_of_device if torch.device(problem.device).type == "cuda" else _peak_of_process
     taken = peak(run)
     return None if taken is None else max(0.0, (taken - handed_back) / MIB)

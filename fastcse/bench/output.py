@@ -26,29 +26,35 @@ LIGER_COLUMNS = (
 
 
 def result_table(result: Result) -> Group:
-    """One problem: who ran, with numbers; below, which chunk or tile each of those took that have a choice."""
+    """One problem: who ran, with numbers; below, what each of those took that have a choice of chunk, tile or
+    spelling."""
     chosen = [f"{row.provider} {row.choice}" for row in result.rows if row.choice is not None and row.ms is not None]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0, show_edge=False)
     table.add_column("provider", no_wrap=True)
-    metrics = subject_of(result.problem).metrics
-    for name in ("ms", "±", "/ bare", "TFLOP/s", "MiB", *(metric.heading for metric in metrics)):
+    subject = subject_of(result.problem)
+    rate = () if result.problem.flops is None else ("TFLOP/s",)
+    for name in ("ms", "±", subject.over_limit, *rate, "MiB", *(metric.heading for metric in subject.metrics)):
         table.add_column(name, justify="right", no_wrap=True)
     for row in result.rows:
         if row.status == "measured":
-            table.add_row(*_cells(row, metrics), style="bold green" if row.provider == "fastcse" else None)
-    caption = [f"[dim]Chunk chosen: {', '.join(chosen)}.[/]"] if chosen else []
+            table.add_row(*_cells(row, subject.metrics), style="bold green" if row.provider == "fastcse" else None)
+    caption = [f"[dim]Chosen: {', '.join(chosen)}.[/]"] if chosen else []
     return Group(f"[bold]{result.problem.title}[/]", table, *caption, "")
 
 
 def legend(results: list[Result]) -> Group:
     """Once below all tables: what the columns mean, what each provider does differently, who did not run and why."""
     rows = [row for result in results for row in result.rows]
-    notes = {row.provider: row.note for row in rows if row.status == "measured" and row.note}
+    subject, notes = subject_of(results[0].problem), {}
+    for row in rows:
+        if row.status == "measured" and row.note:
+            notes.setdefault(row.provider, {})[row.note] = None
     lines = [
-        "ms: median; ±: half of what lies between the 20% and the 80% quantile, in percent; / bare: to the time of the "
-        "bare products; TFLOP/s: of those products; " + subject_of(results[0].problem).legend
+        "ms: median; ±: half of what lies between the 20% and the 80% quantile, in percent; "
+        f"{subject.over_limit}: to the time of the {subject.limit_name}; "
+        f"{'' if results[0].problem.flops is None else 'TFLOP/s: of those products; '}{subject.legend}"
     ]
-    lines += [f"[bold]{name}[/]: {escape(note)}" for name, note in notes.items()]
+    lines += [f"[bold]{name}[/]: {escape('; '.join(found))}" for name, found in notes.items()]
     lines += [f"[bold]{', '.join(names)}[/] {status}: {escape(why)}"
               for (status, why), names in left_out(rows).items()]  # fmt: skip
     return Group(*(f"[dim]{line}[/]" for line in lines))
@@ -68,10 +74,14 @@ def _cells(row: Entry, metrics: tuple[Metric, ...]) -> list[str]:
     spread = 50 * (row.ms_80 - row.ms_20) / row.ms
     return [
         row.provider, f"{row.ms:.4g}" if row.ms >= 1 else f"{row.ms:.3f}", f"{spread:.0f}%", f"{row.to_products:.2f}",
-        "<0.001" if row.tflops < 5e-4 else f"{row.tflops:.3f}" if row.tflops < 10 else f"{row.tflops:.0f}",
+        *(() if row.tflops is None else (_teraflops(row.tflops),)),
         "-" if row.extra_mib is None else f"{row.extra_mib:.0f}",
         *(_shown(getattr(row, metric.field), metric.form) for metric in metrics),
     ]  # fmt: skip
+
+
+def _teraflops(value: float) -> str:
+    return "<0.001" if value < 5e-4 else f"{value:.3f}" if value < 10 else f"{value:.0f}"
 
 
 def _shown(value: float | None, form: str) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+from .runs import LIMIT
+
 
 class Problem(Protocol):
     """One operation at one size on one kind of data."""
@@ -29,8 +31,8 @@ class Problem(Protocol):
         """full, no-grad-forward or forward."""
 
     @property
-    def flops(self) -> float:
-        """Floating-point operations, counted alike for everybody."""
+    def flops(self) -> float | None:
+        """Floating-point operations, counted alike for everybody; None where they are not the limit."""
 
     @property
     def size(self) -> str:
@@ -57,13 +59,17 @@ class Entry:
     status: str = "measured"
     reason: str = ""
     note: str = ""
-    choice: int | None = None
+    choice: int | str | None = None
     ms: float | None = None
     ms_20: float | None = None
     ms_80: float | None = None
     tflops: float | None = None
     to_products: float | None = None
     extra_mib: float | None = None
+
+    def rate(self, problem: Problem) -> None:
+        """Fill in what follows from the times."""
+        self.tflops = problem.flops / self.ms / 1e9
 
 
 @dataclass
@@ -105,15 +111,15 @@ class Subject(NamedTuple):
 
     `prepare(peer, problem, choice, inputs)` gives the call that is timed, or raises Unsuitable; `judge` writes what its
     outcome misses into the row; `check` raises WrongAnswer where fastcse's own row breaks the rule. `limit(problem)`
-    gives a function of the inputs: the least that anyone can do. `output_bytes` is what an outcome takes and nobody is
-    charged for.
+    gives a function of the inputs: the least that anyone can do, called `limit_name`. `output_bytes` is what an outcome
+    takes and nobody is charged for.
     """
 
     row: type[Entry]
     peers: Mapping[str, Any]
     inputs: Callable[[Any], tuple]
     exact: Callable[..., Any]
-    prepare: Callable[[Any, Any, int | None, tuple], Callable[[], Any]]
+    prepare: Callable[[Any, Any, Any, tuple], Callable[[], Any]]
     judge: Callable[..., None]
     check: Callable[[Result], None]
     wrong: type[WrongAnswer]
@@ -123,3 +129,9 @@ class Subject(NamedTuple):
     metrics: tuple[Metric, ...]
     legend: str
     axes: tuple[str, ...]
+    limit_name: str = LIMIT
+
+    @property
+    def over_limit(self) -> str:
+        """Heading of times divided by the limit's."""
+        return f"/ {self.limit_name.partition(' ')[0]}"

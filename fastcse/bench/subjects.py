@@ -7,9 +7,11 @@ from .mining import MINING, MiningProblem
 from .nearest.problem import TopkProblem
 from .nearest.subject import NEAREST
 from .problem import LossProblem
+from .rows.problem import RowsProblem
+from .rows.subject import ROWS
 from .subject import Problem, Subject
 
-SUBJECTS: dict[type, Subject] = {LossProblem: LOSS, TopkProblem: NEAREST, MiningProblem: MINING}
+SUBJECTS: dict[type, Subject] = {LossProblem: LOSS, TopkProblem: NEAREST, MiningProblem: MINING, RowsProblem: ROWS}
 
 
 def subject_of(problem: Problem) -> Subject:

@@ -207,4 +207,4 @@ def scale_gradients(gradients: list[Tensor | None], factor: Tensor) -> None:
     for gradient in gradients:
         if gradient is not None:
             size = gradient.numel()
-            scale_kernel[(triton.cdiv(size, 4096),)](gradient, factor, size, BLOCK=4096)
+            scale_kernel[(triton.cdiv(size, 1024),)](gradient, factor, size, BLOCK=1024)

@@ -7,9 +7,11 @@ import typer
 from .loss import loss
 from .mining import mining
 from .nearest import nearest
+from .rows import rows
 
 bench = typer.Typer(name="bench", help="Measure an operation beside every peer that is installed.",
                     no_args_is_help=True, add_completion=False)  # fmt: skip
 bench.command("loss")(loss)
 bench.command("topk")(nearest)
 bench.command("mining")(mining)
+bench.command("rows")(rows)
