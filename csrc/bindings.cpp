@@ -62,6 +62,18 @@ void candidate_gradient(const py::dict& fields, int threads) {
     chosen->candidate_gradient(gradient, threads);
 }
 
+void assign_rows(const py::dict& fields, int threads) {
+    const auto assignment = assignment_from(fields);
+    py::gil_scoped_release release;
+    chosen->assign_rows(assignment, threads);
+}
+
+void cluster_sums(const py::dict& fields, int threads) {
+    const auto sums = cluster_sums_from(fields);
+    py::gil_scoped_release release;
+    chosen->cluster_sums(sums, threads);
+}
+
 void sweep(const std::string& transform, const py::dict& fields, int threads) {
     const auto tile = tile_from(fields);
     py::gil_scoped_release release;
@@ -165,4 +177,6 @@ PYBIND11_MODULE(_C, m) {
     m.def("step_rows", &step_rows);
     m.def("quadruplets", &quadruplets);
     m.def("candidate_gradient", &candidate_gradient);
+    m.def("assign_rows", &assign_rows);
+    m.def("cluster_sums", &cluster_sums);
 }

@@ -151,6 +151,45 @@ inline fastcse::CandidateGradient candidate_gradient_from(const py::dict& fields
     FASTCSE_POINTER(g, gradient, float)
     return g;
 }
+
+inline fastcse::Assignment assignment_from(const py::dict& fields) {
+    fastcse::Assignment a{};
+    FASTCSE_POINTER(a, dot, const void)
+    FASTCSE_VALUE(a, half, bool)
+    FASTCSE_VALUE(a, stride, int64_t)
+    FASTCSE_VALUE(a, rows, int64_t)
+    FASTCSE_VALUE(a, cols, int64_t)
+    FASTCSE_POINTER(a, col_scale, const float)
+    FASTCSE_POINTER(a, col_bias, const float)
+    FASTCSE_POINTER(a, slack, const float)
+    FASTCSE_POINTER(a, point, const float)
+    FASTCSE_VALUE(a, point_stride, int64_t)
+    FASTCSE_POINTER(a, centroid, const float)
+    FASTCSE_VALUE(a, centroid_stride, int64_t)
+    FASTCSE_VALUE(a, d, int64_t)
+    FASTCSE_POINTER(a, row_scale, const float)
+    FASTCSE_POINTER(a, norm_scale, const float)
+    FASTCSE_VALUE(a, distance, bool)
+    FASTCSE_VALUE(a, wanted, int)
+    FASTCSE_POINTER(a, index, int64_t)
+    FASTCSE_POINTER(a, value, float)
+    FASTCSE_POINTER(a, looked, int64_t)
+    return a;
+}
+
+inline fastcse::ClusterSums cluster_sums_from(const py::dict& fields) {
+    fastcse::ClusterSums s{};
+    FASTCSE_POINTER(s, point, const float)
+    FASTCSE_VALUE(s, point_stride, int64_t)
+    FASTCSE_VALUE(s, n, int64_t)
+    FASTCSE_VALUE(s, d, int64_t)
+    FASTCSE_VALUE(s, clusters, int64_t)
+    FASTCSE_POINTER(s, scale, const float)
+    FASTCSE_POINTER(s, order, const int64_t)
+    FASTCSE_POINTER(s, starts, const int64_t)
+    FASTCSE_POINTER(s, sums, double)
+    return s;
+}
 #undef FASTCSE_POINTER
 #undef FASTCSE_VALUE
 

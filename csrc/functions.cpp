@@ -1,5 +1,6 @@
 // Compiled once per instruction set, with FASTCSE_ISA (a namespace and a name), FASTCSE_WIDTH (lanes) and the
 // compiler's flags for it.
+#include "fastcse/assign.hpp"
 #include "fastcse/dispatch.hpp"
 #include "fastcse/quadruplet.hpp"
 #include "fastcse/rows.hpp"
@@ -45,6 +46,7 @@ const Functions FASTCSE_TABLE(FASTCSE_ISA) = {
     ::FASTCSE_ISA::open_named,    ::FASTCSE_ISA::close_rows,         ::FASTCSE_ISA::pull_named,
     ::FASTCSE_ISA::finish_rows,   ::FASTCSE_ISA::scatter_rows,       ::FASTCSE_ISA::measure_rows,
     ::FASTCSE_ISA::select_tile,   ::FASTCSE_ISA::finish_selection,   ::FASTCSE_ISA::step_rows,
-    ::FASTCSE_ISA::quadruplets,   ::FASTCSE_ISA::candidate_gradient,
+    ::FASTCSE_ISA::quadruplets,   ::FASTCSE_ISA::candidate_gradient, ::FASTCSE_ISA::assign_rows,
+    ::FASTCSE_ISA::cluster_sums,
 };
 }  // namespace fastcse

@@ -1,5 +1,6 @@
 """Fused contrastive losses for training sentence embeddings: the same gradient, faster, without the N x M matrix."""
 
+from .clustering.kmeans import KMeans
 from .losses.adversarial import adversarial_positive
 from .losses.contrastive import CandidateBlock, ContrastiveStats, LossAndStats
 from .losses.focal import focal_infonce_loss
@@ -14,6 +15,7 @@ from .mining.positives import Positives
 from .mining.texts import mine_hard_negatives
 from .modules import FocalInfoNCELoss, HSimCSELoss, InfoNCELoss, QuadrupletLoss
 from .ops.all_pairs import similarity
+from .ops.clusters import Assignment, ClusterSums, assign, cluster_sums
 from .ops.dispatch import BackendStatus, backends, last_backend
 from .ops.hardest import HardestNegative, hardest_negative
 from .ops.nearest import TopK, topk
@@ -21,8 +23,10 @@ from .ops.nearest import TopK, topk
 __version__ = "0.1.0"
 
 __all__ = [
+    "Assignment",
     "BackendStatus",
     "CandidateBlock",
+    "ClusterSums",
     "ContrastiveStats",
     "CorpusIndex",
     "CorpusNegatives",
@@ -31,6 +35,7 @@ __all__ = [
     "HSimCSEStats",
     "HardestNegative",
     "InfoNCELoss",
+    "KMeans",
     "LossAndStats",
     "MinedNegatives",
     "Positives",
@@ -38,7 +43,9 @@ __all__ = [
     "TopK",
     "adversarial_positive",
     "alignment",
+    "assign",
     "backends",
+    "cluster_sums",
     "focal_infonce_loss",
     "hardest_negative",
     "hsimcse_loss",

@@ -103,7 +103,7 @@ def _stats(s: list[Tensor], keep: list[Tensor], s_positive: Tensor, lse: Tensor)
     hardest, hardest_col = kept[0].max(1)
     first = torch.arange(kept[0].shape[1], device=lse.device)
     hardest_col = torch.where(kept[0] == hardest[:, None], first, kept[0].shape[1]).amin(1)  # ties to the lowest column
-    hardest_col = torch.where(torch.isinf(hardest), -1, hardest_col)
+    hardest_col = torch.where(torch.isfinite(hardest), hardest_col, -1)
     everywhere = torch.cat(kept, 1).amax(1)
     return {
         "lse": lse.detach(),
@@ -142,12 +142,13 @@ def topk(q: TopKQuery) -> tuple[Tensor, Tensor, Tensor]:
 def quadruplet_rows(q: Quadruplets) -> tuple[Tensor, Tensor]:
     """(N,) losses and the (3, N) similarities of the anchor with positive, batch negative and corpus negative."""
     dtype = torch.promote_types(q.anchor.dtype, torch.float32)
-    rows = [unit_rows(x.to(dtype)) if q.normalize else x.to(dtype) for x in q.rows]
-    there = None if q.index is None else q.index >= 0
-    if there is not None:
-        rows[2] = rows[2].index_select(0, q.index.clamp_min(0))
-    anchor, *others = rows
-    positive, batch, corpus = ((anchor * x).sum(1) for x in others)
+    there, rows = None if q.index is None else q.index >= 0, list(q.rows)
+    if there is not None:  # before anything is computed: rows that nobody asks for may hold anything
+        rows[2] = torch.where(there[:, None], rows[2].index_select(0, q.index.clamp_min(0)), 0.0)
+    anchor, *others = (unit_rows(x.to(dtype)) if q.normalize else x.to(dtype) for x in rows)
+    similarities = ((anchor * x).sum(1) for x in others)
+    # An infinite row is no row: without norms its products may be infinite, and a hinge would make 0 of them.
+    positive, batch, corpus = (torch.where(torch.isinf(s), torch.nan, s) for s in similarities)
     weight = q.weights[0]
     if there is not None:
         batch = torch.where(there, batch, -torch.inf)
@@ -181,3 +182,23 @@ def attack_gradient(x: Tensor, anchor: Tensor, inv_temperature: Tensor | float) 
     p = (t * inv_temperature).softmax(1)
     g = (p - torch.eye(x.shape[0], dtype=x.dtype, device=x.device)) * (inv_temperature / x.shape[0])
     return (g @ u - (g * t).sum(1, keepdim=True) * ux) * scale
+
+
+@torch.no_grad()
+def assign(points: Tensor, centroids: Tensor, wanted: int, metric: str) -> tuple[Tensor, Tensor]:
+    """(N, wanted) nearest centroids, -1 for none, and their cosines or squared distances: the whole matrix, sorted."""
+    q, none = TopKQuery, torch.full((points.shape[0],), torch.inf, dtype=torch.float64, device=points.device)
+    name = "l2" if metric == "euclidean" else "cosine"
+    score, index, count = topk(q(points, centroids, wanted, name, None, None, -none, none))
+    absent = torch.arange(wanted, device=points.device) >= count[:, None]
+    value = 0.0 - score if metric == "euclidean" else score
+    return index.masked_fill(absent, -1), value.masked_fill(absent, torch.nan)
+
+
+@torch.no_grad()
+def cluster_sums(points: Tensor, index: Tensor, clusters: int, normalize: bool) -> tuple[Tensor, Tensor]:
+    """(clusters, D) float64 sums of the points of each cluster, and (clusters,) how many they are."""
+    x = unit_rows(points.double()) if normalize else points.double()
+    known = index >= 0
+    member = torch.nn.functional.one_hot(index[known], clusters)  # (N, clusters)
+    return member.double().T @ x[known], member.sum(0)

@@ -19,7 +19,9 @@ UPPER = {"cli", "training", "evaluation", "integrations"}
 PUBLIC = [n for n in fastcse.__all__ if callable(getattr(fastcse, n))]
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 RESULTS = {
+    "Assignment",
     "BackendStatus",
+    "ClusterSums",
     "ContrastiveStats",
     "HSimCSEStats",
     "HardestNegative",

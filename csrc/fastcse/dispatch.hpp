@@ -30,6 +30,8 @@ struct Functions {
     void (*step_rows)(const StepRows&, int threads);
     void (*quadruplets)(const Quadruplets&, int threads);
     void (*candidate_gradient)(const CandidateGradient&, int threads);
+    void (*assign_rows)(const Assignment&, int threads);
+    void (*cluster_sums)(const ClusterSums&, int threads);
 };
 
 extern const Functions generic_functions;

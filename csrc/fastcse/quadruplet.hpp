@@ -51,6 +51,9 @@ inline void measure(const Quadruplets& q, Quadruplet& row) {
     }
     for (int r = 0; r < 4; ++r) row.scale[r] = static_cast<float>(scale[r]);
     for (int r = 0; r < 3; ++r) row.similarity[r] = static_cast<float>(exact[r] * scale[0] * scale[r + 1]);
+    // An infinite row is no row: without norms its products may be infinite, and a hinge would make 0 of them.
+    for (float& s : row.similarity)
+        if (std::isinf(s)) s = std::numeric_limits<float>::quiet_NaN();
     if (!row.has_batch_negative) row.similarity[1] = -std::numeric_limits<float>::infinity();
 }
 
@@ -129,8 +132,9 @@ inline void quadruplets(const Quadruplets& q, int threads) {
         Quadruplet row{};
         const int64_t batch = q.index ? q.index[i] : i;
         row.has_batch_negative = batch >= 0;
-        const int64_t from[4] = {i, i, row.has_batch_negative ? batch : 0, i};
-        for (int r = 0; r < 4; ++r) row.x[r] = q.rows[r] + from[r] * q.stride[r];
+        for (int r = 0; r < 4; ++r) row.x[r] = q.rows[r] + (r == 2 ? batch : i) * q.stride[r];
+        // One that is not there is read as the anchor: no other row may spoil this one's gradient with a NaN.
+        if (!row.has_batch_negative) row.x[2] = row.x[0];
         measure(q, row);
         q.loss[i] = close(q, row);
         for (int r = 0; r < 3; ++r) q.similarity[r * q.n + i] = row.similarity[r];

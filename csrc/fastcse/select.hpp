@@ -132,16 +132,6 @@ struct Row {
     }
 };
 
-inline f32v load(const fastcse::bfloat16* p) {
-    typedef uint16_t u16v __attribute__((vector_size(W * 2)));
-    u16v half;
-    std::memcpy(&half, p, sizeof half);
-    const i32v bits = __builtin_convertvector(half, i32v) << 16;
-    f32v x;
-    std::memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
 /// Whether any of the `count` vectors' products is in [least, most].
 template <int count, class Product>
 bool any_within(const Product* dot, const float* scale, const float* bias, float row_scale, float least, float most) {

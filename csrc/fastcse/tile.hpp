@@ -157,4 +157,30 @@ struct CandidateGradient {
     float* gradient;  ///< (m, d)
 };
 
+/// Points beside all centroids: dot col_scale + col_bias ranks them, the larger the nearer.
+struct Assignment {
+    const void* dot;  ///< (rows, cols) float, or bfloat16 if `half`; `stride` entries apart
+    bool half;
+    int64_t stride, rows, cols;
+    const float *col_scale, *col_bias;  ///< a bias of NaN leaves a centroid out
+    const float* slack;                 ///< (rows) twice what a rank may miss; not finite: the point is not
+    const float *point, *centroid;
+    int64_t point_stride, centroid_stride, d;
+    const float *row_scale, *norm_scale;  ///< 1 / |x|, 1 / |c| of cosines
+    bool distance;                        ///< squared distances instead of cosines
+    int wanted;                           ///< the nearest 1 or 2
+    int64_t* index;                       ///< (rows, wanted), -1 for none
+    float* value;                         ///< (rows, wanted)
+    int64_t* looked;                      ///< (rows) how many centroids were scored from the rows
+};
+
+/// Sums of points by cluster; `order` (n) holds them by cluster, `starts` (clusters + 1) where each begins.
+struct ClusterSums {
+    const float* point;
+    int64_t point_stride, n, d, clusters;
+    const float* scale;  ///< (n) multiplies a point; null: 1
+    const int64_t *order, *starts;
+    double* sums;  ///< (clusters, d), added to
+};
+
 }  // namespace fastcse

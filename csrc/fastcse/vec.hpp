@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "tile.hpp"
+
 namespace FASTCSE_ISA {
 
 constexpr int W = FASTCSE_WIDTH;  // lanes
@@ -19,6 +21,16 @@ inline f32v load(const float* p) {
     return v;
 }
 inline void store(float* p, f32v v) { std::memcpy(p, &v, sizeof v); }
+
+inline f32v load(const fastcse::bfloat16* p) {
+    typedef uint16_t u16v __attribute__((vector_size(W * 2)));
+    u16v half;
+    std::memcpy(&half, p, sizeof half);
+    const i32v bits = __builtin_convertvector(half, i32v) << 16;
+    f32v x;
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
+}
 
 /// The first `n` < W lanes of `p`, zeros behind them. Nothing behind them is read.
 inline f32v load_first(const float* p, int n) {

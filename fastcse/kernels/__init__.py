@@ -2,6 +2,7 @@
 autograd, no choice of backend.
 """
 
+from .clusters import assign, cluster_sums
 from .launch import all_pairs, is_open, largest_logits, sweep
 from .nearest import topk
 from .products import accumulate_transposed, scale_rows, times_candidates
@@ -14,7 +15,9 @@ __all__ = [
     "accumulate_transposed",
     "add_at",
     "all_pairs",
+    "assign",
     "close_rows",
+    "cluster_sums",
     "finish_rows",
     "inverse_norms",
     "is_open",

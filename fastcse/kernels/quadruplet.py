@@ -32,6 +32,12 @@ def _unit(x, shortest, NORMALIZE: tl.constexpr):
 
 
 @triton.jit
+def _known(s):
+    """s, or NaN if it is infinite: an infinite row is no row, and a hinge would make 0 of it."""
+    return tl.where(tl.abs(s) == float("inf"), float("nan"), s)
+
+
+@triton.jit
 def _hinges(positive, batch, corpus, there, w1, w2, m1, m2, CLASSIC: tl.constexpr):
     """The loss and its derivatives by the three similarities, up to the positive's sign. A NaN is kept."""
     if CLASSIC:
@@ -61,10 +67,12 @@ def quadruplet_kernel(
     there = batch >= 0
     a, a_scale = _unit(load_row(A, row, stride_a, D, BLOCK_D), shortest, NORMALIZE)
     p, p_scale = _unit(load_row(P, row, stride_p, D, BLOCK_D), shortest, NORMALIZE)
-    b, b_scale = _unit(load_row(B, tl.where(there, batch, 0), stride_b, D, BLOCK_D), shortest, NORMALIZE)
+    # One that is not there is read as zeros: no other row may spoil this one's gradient with a NaN.
+    b = tl.where(there, load_row(B, tl.where(there, batch, 0), stride_b, D, BLOCK_D), 0.0)
+    b, b_scale = _unit(b, shortest, NORMALIZE)
     c, c_scale = _unit(load_row(C, row, stride_c, D, BLOCK_D), shortest, NORMALIZE)
-    positive, corpus = tl.sum(a * p, 0), tl.sum(a * c, 0)
-    hardest = tl.where(there, tl.sum(a * b, 0), float("-inf"))
+    positive, corpus = _known(tl.sum(a * p, 0)), _known(tl.sum(a * c, 0))
+    hardest = tl.where(there, _known(tl.sum(a * b, 0)), float("-inf"))
     tl.store(SIMILARITY + row, positive)
     tl.store(SIMILARITY + N + row, hardest)
     tl.store(SIMILARITY + 2 * N + row, corpus)

@@ -141,8 +141,7 @@ def _check_block(name: str, id_name: str, block: CandidateBlock, anchor: Tensor,
     checks.check_finite(f"{name}.own_log_weight", block.own_log_weight)
 
 
-def reduce(losses: Tensor, reduction: str) -> Tensor:
-    """Row losses by one of REDUCTIONS."""
+def _reduce(losses: Tensor, reduction: str) -> Tensor:
     return losses if reduction == "none" else losses.sum() if reduction == "sum" else losses.mean()
 
 
@@ -157,7 +156,7 @@ def _reference(
         anchor, blocks, positive, call.anchor_id, call.transform, float(call.margin), inv_temperature, call.normalize,
         call.symmetric,
     )  # fmt: skip
-    return reduce(losses, call.reduction), stats
+    return _reduce(losses, call.reduction), stats
 
 
 def _fused(
@@ -180,7 +179,7 @@ def _fused(
         loss = total / anchor.shape[0] if call.reduction == "mean" else total
     else:
         losses, *by_products = eager.rows(sweep, call.symmetric)
-        loss = reduce(losses, call.reduction)
+        loss = _reduce(losses, call.reduction)
     return loss, {name: value.detach() for name, value in zip(STATS, by_products)} if call.return_stats else {}
 
 

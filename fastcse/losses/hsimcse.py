@@ -11,8 +11,9 @@ from torch import Tensor
 from ..ops import checks
 from ..ops.dispatch import choose_backend
 from ..ops.quadruplet import QuadrupletCall
+from ..pairs import STEPS
 from .adversarial import adversarial_positive
-from .contrastive import Call, CandidateBlock, ContrastiveStats, LossAndStats, contrastive_loss, reduce
+from .contrastive import Call, CandidateBlock, ContrastiveStats, LossAndStats, contrastive_loss
 from .infonce import SCALED
 from .quadruplet import WEIGHTS, check_hinge, check_paired, quadruplet_rows, quadruplet_total
 
@@ -20,7 +21,7 @@ from .quadruplet import WEIGHTS, check_hinge, check_paired, quadruplet_rows, qua
 class HSimCSEStats(NamedTuple):
     """By-products of `hsimcse_loss`: the fields of `ContrastiveStats`, and then
 
-    `infonce`, `quadruplet` the two parts before their weights, reduced as the loss is; `active_share` of rows whose
+    `infonce`, `quadruplet` the means of the two parts before their weights; `active_share` of rows whose
     hinge is above 0; `adversarial_similarity`, `batch_similarity`, `corpus_similarity` means of the hinge's three
     cosines, the second over rows that have an in-batch negative.
     """
@@ -107,6 +108,8 @@ def hsimcse_loss(
     checks.check_rows("anchor", anchor)
     check_paired("corpus_negative", corpus_negative, anchor)
     checks.check_finite("quadruplet_weight", quadruplet_weight)
+    checks.check_finite("adversarial_step", adversarial_step)
+    checks.check_choice("adversarial_mode", adversarial_mode, STEPS)
     hinge = check_hinge(weights, margin, form)
     contrast = Call(
         SCALED, 0.0, negatives, temperature, symmetric, anchor_id, candidate_id, True, reduction, True,
@@ -133,7 +136,7 @@ def _hinge(call: QuadrupletCall, weight: float, reduction: str) -> tuple[Tensor,
         rows, similarity = quadruplet_rows(call)
         return weight * rows, rows.detach(), similarity
     # The weight is a factor of the gradients from the start, so that backward need not multiply them.
-    return quadruplet_total(call, weight / len(call.anchor) if reduction == "mean" else weight)
+    return quadruplet_total(call, weight, reduction == "mean")
 
 
 def _stats(stats: ContrastiveStats, infonce: Tensor, rows: Tensor, reduction: str, similarity: Tensor) -> HSimCSEStats:
@@ -141,8 +144,8 @@ def _stats(stats: ContrastiveStats, infonce: Tensor, rows: Tensor, reduction: st
     there = batch > -torch.inf
     return HSimCSEStats(
         *stats,
-        infonce=infonce.detach(),
-        quadruplet=reduce(rows, reduction),
+        infonce=infonce.detach() / len(rows) if reduction == "sum" else infonce.detach().mean(),
+        quadruplet=rows.mean(),
         active_share=(rows > 0).float().mean(),
         adversarial_similarity=positive.mean(),
         batch_similarity=torch.where(there, batch, 0.0).sum() / there.sum().clamp_min(1),

@@ -91,7 +91,7 @@ def quadruplet_loss(
     )
     if reduction == "none":
         return quadruplet_rows(call)[0]
-    return quadruplet_total(call, 1.0 / anchor.shape[0] if reduction == "mean" else 1.0)[0]
+    return quadruplet_total(call, 1.0, reduction == "mean")[0]
 
 
 def quadruplet_rows(call: QuadrupletCall) -> tuple[Tensor, Tensor]:
@@ -102,13 +102,13 @@ def quadruplet_rows(call: QuadrupletCall) -> tuple[Tensor, Tensor]:
     return reference.quadruplet_rows(Quadruplets(*call[:-1]))
 
 
-def quadruplet_total(call: QuadrupletCall, factor: float) -> tuple[Tensor, Tensor, Tensor]:
-    """factor times the sum of the losses, (N,) losses without gradient, and (3, N) similarities."""
+def quadruplet_total(call: QuadrupletCall, weight: float, mean: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """weight times the sum or mean of the losses, (N,) losses without gradient, and (3, N) similarities."""
     gradients = torch.is_grad_enabled() and any(x.requires_grad for x in call.rows)
     if call.backend != "reference" and gradients:
-        return quadruplet.mean(call, factor)
+        return quadruplet.total(call, weight, mean)
     loss, similarity = quadruplet_rows(call)
-    return loss.sum() * factor, loss.detach(), similarity
+    return (loss.mean() if mean else loss.sum()) * weight, loss.detach(), similarity
 
 
 def check_paired(name: str, rows: Tensor, anchor: Tensor) -> None:

@@ -14,6 +14,7 @@ from .chunk import (
     sweep,
     times_candidates,
 )
+from .clusters import assign, cluster_sums
 from .nearest import topk
 from .quadruplet import quadruplets, scale_gradients, step_rows
 from .rows import add_at, close_rows, finish_rows, inverse_norms, open_rows, pull_rows, scale_rows, scatter_rows
@@ -23,7 +24,9 @@ __all__ = [
     "accumulate_transposed",
     "add_at",
     "all_pairs",
+    "assign",
     "close_rows",
+    "cluster_sums",
     "finish_rows",
     "inverse_norms",
     "is_open",

@@ -5,7 +5,7 @@ would stall a GPU.
 from __future__ import annotations
 
 import math
-from numbers import Real
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -86,3 +86,9 @@ def check_finite(name: str, value: float) -> None:
     """A finite number."""
     if not isinstance(value, Real) or not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number, got {value!r}")
+
+
+def check_count(name: str, value: int, least: int = 1) -> None:
+    """A whole number from `least`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{name} must be a whole number from {least}, got {value!r}")

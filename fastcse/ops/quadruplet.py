@@ -56,9 +56,12 @@ def _gradients(call: QuadrupletCall, made: list[Tensor | None]) -> list[Tensor]:
 
 
 def mean_forward(*arguments) -> list[Tensor]:
-    """factor times the sum of the losses, with its gradients already made: [value, losses, similarity, *gradients]."""
-    *call, factor, wanted = arguments
+    """weight times the sum or mean of the losses, with its gradients already made: [value, losses, similarity,
+    *gradients]."""
+    *call, weight, mean, wanted = arguments
     call = QuadrupletCall(*call)
+    # Not an argument of the op: as a number it would make the size of a batch a constant of compiled code.
+    factor = weight / call.anchor.shape[0] if mean else weight
     loss, similarity, made = launchers(call.backend).quadruplets(call.prepared(), Slope(tuple(wanted), factor))
     return [loss.sum() * factor, loss, similarity, *_gradients(call, made)]
 
@@ -81,7 +84,7 @@ def _op(name: str, fn, arguments: str):
     return custom_op(f"fastcse::{name}", fn, mutates_args=(), schema=f"({arguments}) -> Tensor[]")
 
 
-quadruplet_mean = _op("quadruplet_mean", mean_forward, f"{SCHEMA}, float factor, bool[] wanted")
+quadruplet_mean = _op("quadruplet_mean", mean_forward, f"{SCHEMA}, float weight, bool mean, bool[] wanted")
 quadruplet_rows = _op("quadruplet_rows", rows_forward, SCHEMA)
 quadruplet_rows_backward = _op("quadruplet_rows_backward", rows_backward, f"Tensor upstream, {SCHEMA}, bool[] wanted")
 
@@ -124,10 +127,10 @@ def _mean_setup(ctx, inputs, output) -> None:
 
 def _mean_backward(ctx, grads):
     if grads[0] is None:
-        return (None,) * (ARGUMENTS + 2)
+        return (None,) * (ARGUMENTS + 3)
     rows, made = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
     made = scale_gradients(grads[0], list(made), list(rows))
-    return (*_wanted_only(made, ctx.wanted), *[None] * (ARGUMENTS - 2))
+    return (*_wanted_only(made, ctx.wanted), *[None] * (ARGUMENTS - 1))
 
 
 def _rows_setup(ctx, inputs, output) -> None:
@@ -154,22 +157,22 @@ quadruplet_rows_backward.register_autograd(refuse_twice, setup_context=save_noth
 
 class _Mean(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, call: QuadrupletCall, factor: float, wanted: list[bool], *rows):
-        value, loss, similarity, *ctx.made = mean_forward(*call, factor, wanted)
+    def forward(ctx, call: QuadrupletCall, weight: float, mean: bool, wanted: list[bool], *rows):
+        value, loss, similarity, *ctx.made = mean_forward(*call, weight, mean, wanted)
         ctx.save_for_backward(*rows, *([] if call.index is None else [call.index]))
-        ctx.call, ctx.factor, ctx.wanted = call._replace(**dict.fromkeys(call._fields[:5])), factor, wanted
+        ctx.call, ctx.options = call._replace(**dict.fromkeys(call._fields[:5])), (weight, mean, wanted)
         ctx.mark_non_differentiable(loss, similarity)
         return value, loss, similarity
 
     @staticmethod
     def backward(ctx, upstream, *_):
         *rows, index = [*ctx.saved_tensors, None][:5]
-        made, ctx.made = ctx.made, None
+        made, ctx.made, wanted = ctx.made, None, ctx.options[-1]
         with torch.no_grad():
             if made is None:  # a second time through a graph that was retained: the first took them
-                made = mean_forward(*rows, index, *ctx.call[5:], ctx.factor, ctx.wanted)[3:]
-            launchers(ctx.call.backend).scale_gradients([g for g, w in zip(made, ctx.wanted) if w], upstream)
-        return (None, None, None, *first_derivatives(made, tuple(rows), ctx.wanted))
+                made = mean_forward(*rows, index, *ctx.call[5:], *ctx.options)[3:]
+            launchers(ctx.call.backend).scale_gradients([g for g, w in zip(made, wanted) if w], upstream)
+        return (None, None, None, None, *first_derivatives(made, tuple(rows), wanted))
 
 
 class _Rows(torch.autograd.Function):
@@ -190,13 +193,13 @@ class _Rows(torch.autograd.Function):
         return (None, *first_derivatives(made, tuple(rows), wanted))
 
 
-def mean(call: QuadrupletCall, factor: float) -> tuple[Tensor, Tensor, Tensor]:
-    """factor times the sum of the losses, differentiable, the (N,) losses, and the (3, N) similarities."""
+def total(call: QuadrupletCall, weight: float, mean: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """weight times the sum or mean of the losses, differentiable, the (N,) losses, and the (3, N) similarities."""
     wanted = [x.requires_grad for x in call.rows]
     if traced(call.anchor):
-        value, loss, similarity, *_ = quadruplet_mean(*call, factor, wanted)
+        value, loss, similarity, *_ = quadruplet_mean(*call, weight, mean, wanted)
         return value, loss.detach(), similarity.detach()
-    return _Mean.apply(call, factor, wanted, *call.rows)
+    return _Mean.apply(call, weight, mean, wanted, *call.rows)
 
 
 def rows(call: QuadrupletCall) -> tuple[Tensor, Tensor]:

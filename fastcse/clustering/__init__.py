@@ -1,0 +1,1 @@
+"""K-means over all points, on the tiles of the losses."""
