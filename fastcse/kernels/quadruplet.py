@@ -32,6 +32,17 @@ def _unit(x, shortest, NORMALIZE: tl.constexpr):
 
 
 @triton.jit
+def _batch_row(B, INDEX, row, stride, D, HAS_INDEX: tl.constexpr, BLOCK_D: tl.constexpr):
+    """A row's batch negative, and whether it has one."""
+    number = row.to(tl.int64)
+    if HAS_INDEX:
+        number = tl.load(INDEX + row)
+    there = number >= 0
+    # One that is not there is read as zeros: no other row may spoil this one's gradient with a NaN.
+    return tl.where(there, load_row(B, tl.where(there, number, 0), stride, D, BLOCK_D), 0.0), there
+
+
+@triton.jit
 def _known(s):
     """s, or NaN if it is infinite: an infinite row is no row, and a hinge would make 0 of it."""
     return tl.where(tl.abs(s) == float("inf"), float("nan"), s)
@@ -61,14 +72,9 @@ def quadruplet_kernel(
     """LOSS (N,), SIMILARITY (3, N), and the gradients (N, D) of sum_i upstream_i factor loss_i; PULL (2, N) is what
     `candidate_gradient_kernel` reads."""
     row = tl.program_id(0)
-    batch = row.to(tl.int64)
-    if HAS_INDEX:
-        batch = tl.load(INDEX + row)
-    there = batch >= 0
+    b, there = _batch_row(B, INDEX, row, stride_b, D, HAS_INDEX, BLOCK_D)
     a, a_scale = _unit(load_row(A, row, stride_a, D, BLOCK_D), shortest, NORMALIZE)
     p, p_scale = _unit(load_row(P, row, stride_p, D, BLOCK_D), shortest, NORMALIZE)
-    # One that is not there is read as zeros: no other row may spoil this one's gradient with a NaN.
-    b = tl.where(there, load_row(B, tl.where(there, batch, 0), stride_b, D, BLOCK_D), 0.0)
     b, b_scale = _unit(b, shortest, NORMALIZE)
     c, c_scale = _unit(load_row(C, row, stride_c, D, BLOCK_D), shortest, NORMALIZE)
     positive, corpus = _known(tl.sum(a * p, 0)), _known(tl.sum(a * c, 0))
