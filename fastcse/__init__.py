@@ -1,6 +1,7 @@
 """Fused contrastive losses for training sentence embeddings: the same gradient, faster, without the N x M matrix."""
 
 from .clustering.kmeans import KMeans
+from .clustering.online import OnlineAssignment, OnlineKMeans
 from .losses.adversarial import adversarial_positive
 from .losses.contrastive import CandidateBlock, ContrastiveStats, LossAndStats
 from .losses.focal import focal_infonce_loss
@@ -38,6 +39,8 @@ __all__ = [
     "KMeans",
     "LossAndStats",
     "MinedNegatives",
+    "OnlineAssignment",
+    "OnlineKMeans",
     "Positives",
     "QuadrupletLoss",
     "TopK",

@@ -27,6 +27,7 @@ RESULTS = {
     "HardestNegative",
     "LossAndStats",
     "MinedNegatives",
+    "OnlineAssignment",
     "Positives",
     "TopK",
 }  # returned, never called

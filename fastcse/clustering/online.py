@@ -1,0 +1,192 @@
+"""ClusterNS's clustering: centroids that follow the embeddings of a training run, batch by batch."""
+
+from __future__ import annotations
+
+from numbers import Real
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from ..ops import checks
+from ..ops.clusters import assign, cluster_sums
+from .online_start import STARTS, Arriving, first_centroids, mean_similarity
+
+MODES = ("momentum", "kmeans", "adamw")
+REDUCES = ("sum", "mean")
+# Of AdamW, torch's defaults.
+BETA1, BETA2, EPSILON, DECAY = 0.9, 0.999, 1e-8, 0.01
+
+
+class OnlineAssignment(NamedTuple):
+    """`index` (N,) int64 nearest and `second` (N,) second-nearest centroid of each anchor, after the update, and
+    `counts` (K,) int64, how often each centroid is somebody's second."""
+
+    index: Tensor
+    second: Tensor
+    counts: Tensor
+
+
+class OnlineKMeans(nn.Module):
+    r"""Spherical k-means over a stream of batches. Nearest is by cosine; with c the anchors nearest to centroid mu_c:
+
+        momentum: mu_c <- (1 - rate) mu_c + rate sum_{i in c} anchor_i      (or their mean)
+        kmeans:   mu_c <- sum_{i in c} anchor_i                             (or their mean)
+        adamw:    one step of AdamW, learning rate `rate`, on the mean of (anchor_i - mu_c)^2 over all entries
+
+    A centroid without anchors in the batch stays where it is. The clustering starts at the first batch whose mean
+    cosine, of all anchors with all candidates, is at most `threshold`; before, `forward` returns None.
+
+    Args:
+        n_clusters:      K, at least 2 and at most a batch's anchors when it starts.
+        dim:             D, the length of an anchor.
+        mode:            "momentum" | "kmeans" | "adamw".
+        rate:            gamma, in (0, 1].
+        centroid_reduce: "sum", as in ClusterNS's released code: large clusters move faster; or "mean".
+        start:           "chain": a random anchor, then again and again the unused one that is least similar to the one
+                         before, as released; "max-min": the one whose largest similarity to all those chosen is least.
+        threshold:       of the mean cosine.
+        seed:            of the first anchor; None draws it from torch.
+        backend:         "triton" | "cpp" | "reference"; None chooses by device and dtype.
+
+    The state_dict holds everything, so that a resumed run goes on alike: centroids, whether it has started, and the
+    moments of AdamW. In a process group the centroids of rank 0 are everybody's at the start; each rank is to be given
+    the gathered anchors.
+
+    Raises:
+        ValueError: an option out of range, rows of another length, fewer anchors than clusters at the start.
+
+    Numerics: centroids and moments are float32 whatever the anchors are: in half precision steps of 1e-3 would be
+    rounded away. On a GPU the mean cosine is looked at `LAG` steps after it was made, which stalls nothing: the
+    clustering starts so much later.
+
+    Source: arXiv:2305.09892 and github.com/djz233/ClusterNS; its released code starts by the chain and sums.
+
+    Example:
+        >>> clusters = OnlineKMeans(2, 3, threshold=1.0, seed=0)
+        >>> clusters(torch.eye(3), torch.eye(3)) is None, bool(clusters.started)
+        (True, True)
+        >>> clusters(torch.eye(3), torch.eye(3)).counts.sum()
+        tensor(3)
+    """
+
+    LAG = 8
+
+    def __init__(
+        self,
+        n_clusters: int,
+        dim: int,
+        *,
+        mode: str = "momentum",
+        rate: float = 1e-3,
+        centroid_reduce: str = "sum",
+        start: str = "chain",
+        threshold: float = 0.4,
+        seed: int | None = None,
+        backend: str | None = None,
+    ):
+        super().__init__()
+        checks.check_count("n_clusters", n_clusters, 2)
+        checks.check_count("dim", dim)
+        checks.check_choice("mode", mode, MODES)
+        checks.check_choice("centroid_reduce", centroid_reduce, REDUCES)
+        checks.check_choice("start", start, STARTS)
+        checks.check_finite("threshold", threshold)
+        if not isinstance(rate, Real) or not 0 < rate <= 1:
+            raise ValueError(f"rate must be in (0, 1], got {rate!r}")
+        self.n_clusters, self.mode, self.rate, self.centroid_reduce = n_clusters, mode, float(rate), centroid_reduce
+        self.start, self.threshold, self.seed, self.backend = start, float(threshold), seed, backend
+        self.register_buffer("centroids", torch.zeros(n_clusters, dim))
+        self.register_buffer("started", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        moments = (n_clusters, dim) if mode == "adamw" else (0,)
+        self.register_buffer("moment1", torch.zeros(moments))
+        self.register_buffer("moment2", torch.zeros(moments))
+        self._running: bool | None = None  # `started` as the host knows it; None: not read since it was loaded
+        self._waiting: list[Arriving] = []  # mean cosines, the oldest first
+
+    @torch.no_grad()
+    def forward(self, anchor: Tensor, candidate: Tensor) -> OnlineAssignment | None:
+        """One step with a batch's anchors and candidates, (N, D) each; None before and at the start.
+
+        The centroids move by their nearest anchors, and then the anchors are assigned anew. In evaluation mode nothing
+        moves.
+        """
+        checks.check_rows("anchor", anchor)
+        checks.check_same_kind("candidate", candidate, "anchor", anchor)
+        if anchor.shape[1] != self.centroids.shape[1]:
+            raise ValueError(f"anchor must have rows of length {self.centroids.shape[1]}, got {tuple(anchor.shape)}")
+        anchor, candidate = anchor.detach(), candidate.detach()
+        if self._running is None:
+            self._running = bool(self.started)
+        if not self._running:
+            if self.training and self._is_time(anchor, candidate):
+                self._begin(anchor, candidate)
+            return None
+        if self.training:
+            self._move(anchor, self._assign(anchor, False))
+        found = self._assign(anchor, True)
+        counts = torch.zeros_like(self.centroids[:, 0], dtype=torch.int64)
+        counts.scatter_add_(0, found[:, 1].clamp_min(0), (found[:, 1] >= 0).long())
+        return OnlineAssignment(found[:, 0], found[:, 1], counts)
+
+    def _assign(self, anchor: Tensor, second: bool) -> Tensor:
+        centroids = self.centroids.to(torch.promote_types(anchor.dtype, torch.float32))
+        return assign(anchor, centroids, second=second, metric="cosine", backend=self.backend).index
+
+    def _is_time(self, anchor: Tensor, candidate: Tensor) -> bool:
+        """Whether a mean cosine has fallen to the threshold: this batch's, on a GPU that of `LAG` batches ago."""
+        self._waiting.append(Arriving.of(mean_similarity(anchor, candidate)))
+        # Every rank sees the same gathered rows, and so starts at the same step.
+        lag = self.LAG if anchor.is_cuda else 0
+        return len(self._waiting) > lag and self._waiting.pop(0).value() <= self.threshold
+
+    def _begin(self, anchor: Tensor, candidate: Tensor) -> None:
+        if anchor.shape[0] < self.n_clusters:
+            raise ValueError(
+                f"n_clusters must be at most the anchors of a batch, got {self.n_clusters} and {anchor.shape[0]}"
+            )
+        generator = None if self.seed is None else torch.Generator().manual_seed(self.seed)
+        first = int(torch.randint(anchor.shape[0], (1,), generator=generator))
+        self.centroids.copy_(first_centroids(anchor, candidate, self.n_clusters, first, self.start))
+        if dist.is_available() and dist.is_initialized():
+            dist.broadcast(self.centroids, 0)
+        self.started.fill_(True)
+        self._running, self._waiting = True, []
+
+    def _move(self, anchor: Tensor, index: Tensor) -> None:
+        found = cluster_sums(anchor, index, self.n_clusters, backend=self.backend)
+        there = (found.counts > 0)[:, None]
+        sums, counts = found.sums.float(), found.counts.clamp_min(1)[:, None].float()
+        if self.mode == "adamw":
+            return self._adamw(sums, found.counts[:, None].float(), anchor.numel())
+        new = sums / counts if self.centroid_reduce == "mean" else sums
+        if self.mode == "momentum":
+            new = torch.lerp(self.centroids, new, self.rate)
+        self.centroids.copy_(torch.where(there, new, self.centroids))
+
+    def _adamw(self, sums: Tensor, counts: Tensor, entries: int) -> None:
+        """The loss is the mean over `entries` of (anchor - centroid)^2. A centroid without anchors rests, moments and
+        decay included."""
+        self.steps += 1
+        gradient = 2 * (counts * self.centroids - sums) / entries
+        step, there = self.steps.float(), counts > 0
+        moment1 = torch.lerp(self.moment1, gradient, 1 - BETA1)
+        moment2 = torch.lerp(self.moment2, gradient.square(), 1 - BETA2)
+        by = moment1 / (1 - BETA1**step) / ((moment2 / (1 - BETA2**step)).sqrt() + EPSILON)
+        moved = self.centroids * (1 - self.rate * DECAY) - self.rate * by
+        for buffer, new in ((self.moment1, moment1), (self.moment2, moment2), (self.centroids, moved)):
+            buffer.copy_(torch.where(there, new, buffer))
+
+    def get_extra_state(self) -> list[float]:
+        """The mean cosines that were not looked at yet, for the state_dict."""
+        return [mean.value() for mean in self._waiting]
+
+    def set_extra_state(self, state: list[float]) -> None:
+        """Goes on from a state_dict."""
+        self._running, self._waiting = None, [Arriving(torch.tensor(value, dtype=torch.float64)) for value in state]
+
+    def extra_repr(self) -> str:
+        shape = f"{self.n_clusters} x {self.centroids.shape[1]}"
+        return f"{shape}, mode={self.mode!r}, rate={self.rate:g}, centroid_reduce={self.centroid_reduce!r}"
