@@ -3,6 +3,7 @@
 from .clustering.kmeans import KMeans
 from .clustering.online import OnlineAssignment, OnlineKMeans
 from .losses.adversarial import adversarial_positive
+from .losses.clusterns import ClusterNSStats, clusterns_loss
 from .losses.contrastive import CandidateBlock, ContrastiveStats, LossAndStats
 from .losses.focal import focal_infonce_loss
 from .losses.hsimcse import HSimCSEStats, hsimcse_loss
@@ -27,6 +28,7 @@ __all__ = [
     "Assignment",
     "BackendStatus",
     "CandidateBlock",
+    "ClusterNSStats",
     "ClusterSums",
     "ContrastiveStats",
     "CorpusIndex",
@@ -49,6 +51,7 @@ __all__ = [
     "assign",
     "backends",
     "cluster_sums",
+    "clusterns_loss",
     "focal_infonce_loss",
     "hardest_negative",
     "hsimcse_loss",

@@ -202,3 +202,15 @@ def cluster_sums(points: Tensor, index: Tensor, clusters: int, normalize: bool) 
     known = index >= 0
     member = torch.nn.functional.one_hot(index[known], clusters)  # (N, clusters)
     return member.double().T @ x[known], member.sum(0)
+
+
+def cluster_margin(
+    anchor: Tensor, candidate: Tensor, index: Tensor, alpha: float, beta: float
+) -> tuple[Tensor, Tensor]:
+    """Sum of the bidirectional margin over pairs of one cluster, and how many pairs those are: the whole matrix."""
+    s = similarity(anchor, candidate[: anchor.shape[0]])  # (N, N)
+    d = s - s.diagonal()[:, None]
+    same = (index[:, None] == index) & (index >= 0)[:, None]
+    same = same & ~torch.eye(len(index), dtype=torch.bool, device=index.device)
+    margin = (d + alpha).relu() + (-d - beta).relu()
+    return torch.where(same, margin, 0.0).sum(), same.sum()

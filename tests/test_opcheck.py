@@ -49,12 +49,15 @@ def scenarios(device, backend):
         "stats": lambda: infonce_loss(a, c, return_stats=True, backend=backend).loss,
         "similarity": lambda: fastcse.similarity(a, c, backend=backend).sum(),
         "topk": lambda: a.sum() + fastcse.topk(a, c, 2, backend=backend).values.sum(),
+        "assign": lambda: a.sum() + fastcse.assign(a, c, second=True, metric="euclidean", backend=backend).value.sum(),
+        "cluster sums": lambda: a.sum() + fastcse.cluster_sums(a, own, 8, normalize=True, backend=backend).sums.sum(),
         "quadruplet": lambda: 2 * fastcse.quadruplet_loss(a, c[:6], a, c[1:], margin=2.0, backend=backend),
         "quadruplet of rows": lambda: (
             fastcse.quadruplet_loss(a, a, own, c[:6], candidate=c, margin=2.0, reduction="none", backend=backend)
             * weight
         ).sum(),
         "hsimcse": lambda: fastcse.hsimcse_loss(a, c, a, temperature=t, margin=2.0, noise=0.0, backend=backend),
+        "clusterns": lambda: fastcse.clusterns_loss(a, c[:6], own.clamp_max(1), margin_weight=1.0, backend=backend),
         "half": lambda: infonce_loss(a.bfloat16(), c.bfloat16(), backend=backend),
     }
 
@@ -87,8 +90,12 @@ def test_opcheck(device, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["everything", "similarity", "rows", "topk", "quadruplet", "quadruplet of rows", "hsimcse"]
-)
+    "name",
+    [
+        "everything", "similarity", "rows", "topk", "assign", "cluster sums", "quadruplet", "quadruplet of rows",
+        "hsimcse",
+    ],
+)  # fmt: skip
 def test_opcheck_on_every_backend(device, backend, name):
     for op, args, kwargs in record(scenarios(device, backend)[name]):
         torch.library.opcheck(op, args, kwargs)

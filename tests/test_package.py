@@ -21,6 +21,7 @@ FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 RESULTS = {
     "Assignment",
     "BackendStatus",
+    "ClusterNSStats",
     "ClusterSums",
     "ContrastiveStats",
     "HSimCSEStats",

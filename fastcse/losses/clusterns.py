@@ -1,0 +1,167 @@
+"""ClusterNS: InfoNCE with centroids as hard negatives, and pairs of one cluster as false negatives."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from ..ops import checks
+from ..ops.cluster_margin import cluster_margin
+from ..ops.dispatch import choose_backend, record
+from .contrastive import Call, CandidateBlock, ContrastiveStats, LossAndStats, contrastive_loss
+from .infonce import SCALED
+
+REDUCES = ("ref", "active")
+FALSE_NEGATIVES = ("margin", "remove")
+
+
+class ClusterNSStats(NamedTuple):
+    """By-products of `clusterns_loss`: the fields of `ContrastiveStats`, and then `infonce` and `margin`, the two parts
+    before the weight, and `false_share`, the share of the N (N - 1) pairs that are in one cluster."""
+
+    lse: Tensor
+    accuracy: Tensor
+    positive_similarity: Tensor
+    negative_similarity: Tensor
+    masked_share: Tensor
+    hardest_similarity: Tensor
+    hardest_index: Tensor
+    infonce: Tensor
+    margin: Tensor
+    false_share: Tensor
+
+
+def clusterns_loss(
+    anchor: Tensor,
+    candidate: Tensor,
+    index: Tensor | None = None,
+    centroids: Tensor | None = None,
+    counts: Tensor | None = None,
+    *,
+    margin_weight: float = 1e-3,
+    alpha: float = 0.0,
+    beta: float = 0.3,
+    margin_reduction: str = "ref",
+    false_negatives: str = "margin",
+    negatives: Tensor | CandidateBlock | list | None = None,
+    temperature: float | Tensor = 0.05,
+    return_stats: bool = False,
+    max_workspace_bytes: int | None = None,
+    backend: str | None = None,
+) -> Tensor | LossAndStats:
+    r"""ClusterNS's objective, of what `OnlineKMeans` says of a batch.
+
+        loss = infonce(anchor, candidate; columns mu_k with weight counts_k) + margin_weight bml
+        bml  = sum over i, j of f(d_ij) / N^2      with f(x) = max(0, x + alpha) + max(0, -x - beta)
+        d_ij = cos(a_i, c_j) - cos(a_i, c_i) for i, j of one cluster, and 0 for all other pairs
+
+    The centroid that is second nearest to an anchor is everybody's negative, as often as it is somebody's second: K
+    columns with log(counts) added give what N columns of them would. Pairs of one cluster are taken for false
+    negatives, whose similarity should stay beta to alpha below the positive's.
+
+    Args:
+        anchor:        (N, D) float16 | bfloat16 | float32 | float64. Read only, any strides.
+        candidate:     (N, D) same dtype and device; candidate i is anchor i's positive.
+        index:         (N,) int64, the cluster of each anchor, -1 for none; None, as before the clustering has started,
+                       is InfoNCE alone.
+        centroids:     (K, D), constants; None: no hard negatives.
+        counts:        (K,) int64, how often each centroid is somebody's second.
+        margin_weight: of bml; 0 leaves it out.
+        alpha, beta:   margins; similarities between them have gradient 0.
+        margin_reduction: "ref" divides by N^2, and a pair of two clusters adds max(0, alpha) + max(0, -beta), as the
+                       released code does; "active" divides by the number of pairs of one cluster.
+        false_negatives: "margin", as above; "remove" leaves pairs of one cluster out of InfoNCE's sum instead.
+        negatives, temperature, max_workspace_bytes: of `infonce_loss`.
+        return_stats:  return `LossAndStats(loss, ClusterNSStats)`.
+        backend:       "triton" | "cpp" | "reference"; None chooses by device and dtype.
+
+    Returns:
+        float32 scalar (float64 for float64 input). Differentiable in `anchor`, `candidate`, the blocks and
+        `temperature`.
+
+    Raises:
+        ValueError: shapes, dtypes or devices disagree, centroids without counts, an option out of range.
+        RuntimeError: the backend asked for cannot run here; or a second derivative.
+
+    Numerics: those of `infonce_loss`; the margin's sum in float64. On a GPU the sizes of the clusters are read, once a
+    call. Relabelling the clusters changes nothing but the order of sums.
+
+    Source: arXiv:2305.09892 and github.com/djz233/ClusterNS; the margin after SNCSE, arXiv:2201.05979.
+
+    Example:
+        >>> z = torch.eye(3)
+        >>> clusterns_loss(z, z, torch.tensor([0, 0, 1]), torch.eye(2, 3), torch.tensor([1, 2])).item() > 0.0
+        True
+    """
+    _check(anchor, candidate, index, centroids, counts)
+    for name, value in (("margin_weight", margin_weight), ("alpha", alpha), ("beta", beta)):
+        checks.check_finite(name, value)
+    checks.check_choice("margin_reduction", margin_reduction, REDUCES)
+    checks.check_choice("false_negatives", false_negatives, FALSE_NEGATIVES)
+    blocks = [] if negatives is None else negatives if isinstance(negatives, list) else [negatives]
+    if centroids is not None:
+        # A centroid that is nobody's second has log-weight -inf: no column.
+        blocks = [*blocks, CandidateBlock(centroids.detach().to(anchor.dtype), log_weight=counts.float().log())]
+    ids = _identities(index) if index is not None and false_negatives == "remove" else None
+    call = Call(
+        SCALED, 0.0, blocks or None, temperature, False, ids, ids, True, "mean", return_stats, max_workspace_bytes,
+        backend,
+    )  # fmt: skip
+    made = contrastive_loss(anchor, candidate, None, call)
+    infonce, stats = made if return_stats else (made, None)
+    loss, margin, share = infonce, infonce.detach() * 0, infonce.detach() * 0
+    if index is not None and false_negatives == "margin" and (margin_weight != 0 or return_stats):
+        margin, share = _margin(anchor, candidate, index, alpha, beta, margin_reduction, backend)
+        loss = infonce + margin_weight * margin
+    return LossAndStats(loss, _stats(stats, infonce, margin, share)) if return_stats else loss
+
+
+def _identities(index: Tensor) -> Tensor:
+    """(N,) ids that are equal for rows of one cluster, and for no others: without a cluster, one of their own."""
+    alone = -1 - torch.arange(index.shape[0], device=index.device)
+    return torch.where(index >= 0, index, alone)
+
+
+def _margin(
+    anchor: Tensor, candidate: Tensor, index: Tensor, alpha: float, beta: float, how: str, backend: str | None
+) -> tuple[Tensor, Tensor]:
+    """The bidirectional margin loss, and the share of pairs that are of one cluster."""
+    chosen, n = choose_backend(anchor, backend), anchor.shape[0]
+    if chosen == "reference":
+        record(chosen)
+        total, pairs = reference.cluster_margin(anchor, candidate, index, alpha, beta)
+    else:
+        wanted = [torch.is_grad_enabled() and x.requires_grad for x in (anchor, candidate)]
+        total, pairs, *_ = cluster_margin(anchor, candidate, index, alpha, beta, wanted, chosen)
+    share = pairs.to(total.dtype) / max(n * (n - 1), 1)
+    if how == "active":
+        return total / pairs.clamp_min(1), share
+    apart = max(alpha, 0.0) + max(-beta, 0.0)
+    return (total + (n * n - pairs) * apart) / n**2, share
+
+
+def _stats(stats: ContrastiveStats, infonce: Tensor, margin: Tensor, share: Tensor) -> ClusterNSStats:
+    return ClusterNSStats(*stats, infonce=infonce.detach(), margin=margin.detach(), false_share=share.detach())
+
+
+def _check(
+    anchor: Tensor, candidate: Tensor, index: Tensor | None, centroids: Tensor | None, counts: Tensor | None
+) -> None:
+    checks.check_rows("anchor", anchor)
+    checks.check_same_kind("candidate", candidate, "anchor", anchor)
+    if candidate.shape != anchor.shape:
+        raise ValueError(f"candidate and anchor must have as many rows, got {candidate.shape[0]} and {anchor.shape[0]}")
+    if index is not None:
+        checks.check_vector("index", index, anchor.shape[0], "anchor", anchor)
+    if (centroids is None) != (counts is None):
+        given, absent = ("counts", "centroids") if centroids is None else ("centroids", "counts")
+        raise ValueError(f"{given} needs {absent}, got {absent}=None")
+    if centroids is not None:
+        checks.check_rows("centroids", centroids)
+        if centroids.shape[1] != anchor.shape[1]:
+            shapes = f"{tuple(centroids.shape)} and {tuple(anchor.shape)}"
+            raise ValueError(f"centroids and anchor must have rows of one length, got {shapes}")
+        checks.check_vector("counts", counts, centroids.shape[0], "centroids", centroids)
