@@ -22,7 +22,7 @@ TRAIN = (
     "--model minilm --pooling cls --batch-size 64 --max-steps 100 --lr 3e-5 --max-length 32 --temperature 0.05 "
     "--eval-steps 25"
 )
-OBJECTIVES = ["infonce", "focal", "hsimcse"]
+OBJECTIVES = ["infonce", "focal", "hsimcse", "clusterns"]
 BANK_TEXTS = 50_000
 
 

@@ -15,7 +15,8 @@ from .mining.index import CorpusIndex
 from .mining.negatives import MinedNegatives, mine_negatives
 from .mining.positives import Positives
 from .mining.texts import mine_hard_negatives
-from .modules import FocalInfoNCELoss, HSimCSELoss, InfoNCELoss, QuadrupletLoss
+from .modules.papers import ClusterNSLoss, HSimCSELoss, QuadrupletLoss
+from .modules.softmax import FocalInfoNCELoss, InfoNCELoss
 from .ops.all_pairs import similarity
 from .ops.clusters import Assignment, ClusterSums, assign, cluster_sums
 from .ops.dispatch import BackendStatus, backends, last_backend
@@ -28,6 +29,7 @@ __all__ = [
     "Assignment",
     "BackendStatus",
     "CandidateBlock",
+    "ClusterNSLoss",
     "ClusterNSStats",
     "ClusterSums",
     "ContrastiveStats",

@@ -200,8 +200,8 @@ def cluster_sums(points: Tensor, index: Tensor, clusters: int, normalize: bool) 
     """(clusters, D) float64 sums of the points of each cluster, and (clusters,) how many they are."""
     x = unit_rows(points.double()) if normalize else points.double()
     known = index >= 0
-    member = torch.nn.functional.one_hot(index[known], clusters)  # (N, clusters)
-    return member.double().T @ x[known], member.sum(0)
+    sums = x.new_zeros(clusters, x.shape[1]).index_add(0, index[known], x[known])
+    return sums, torch.bincount(index[known], minlength=clusters)
 
 
 def cluster_margin(

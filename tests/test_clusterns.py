@@ -122,6 +122,22 @@ def test_removed_pairs_are_no_negatives(forced, device):
     assert got < forced(clusterns_loss, anchor, candidate, index, margin_weight=0.0)
 
 
+def test_positives_of_the_cluster_take_the_place_of_the_own(forced, device):
+    anchor, candidate, index, _ = problem(device)
+    got = forced(clusterns_loss, anchor, candidate, index, false_negatives="positive", temperature=0.1)
+    a, c = [x.detach().double().requires_grad_() for x in (anchor, candidate)]
+    x = torch.nn.functional.cosine_similarity(a[:, None], c[None], dim=2) / 0.1
+    rows = []
+    for i in range(len(index)):
+        same = [j for j in range(len(index)) if j == i or (index[j] == index[i] and index[i] >= 0)]
+        kept = [j for j in range(len(index)) if j == i or j not in same]
+        rows.append(x[i, kept].logsumexp(0) - x[i, same].mean())
+    want = torch.stack(rows).mean()
+    torch.testing.assert_close(got.double(), want, atol=1e-5, rtol=1e-5)
+    for x, y in zip(torch.autograd.grad(got, (anchor, candidate)), torch.autograd.grad(want, (a, c))):
+        torch.testing.assert_close(x.double(), y, atol=2e-6, rtol=2e-4)
+
+
 @pytest.mark.parametrize("index", [[0, 0, 0], [-1, -1, -1], [0, 1, 2]])
 def test_one_cluster_of_all_none_and_each_its_own(forced, device, index):
     index = torch.tensor(index, device=device)

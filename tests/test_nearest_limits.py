@@ -153,3 +153,16 @@ def test_cosines_of_the_longest_rows(check):
 def test_rows_of_every_length_at_once(check):
     lengths = 10.0 ** torch.linspace(-7, 18, 300)[torch.randperm(300), None]
     check(Search(torch.randn(4, 12), lengths * torch.randn(300, 12), 300))
+
+
+@pytest.mark.parametrize("d", [9, 33, 34])
+def test_a_query_that_is_not_finite_is_nobody_elses_matter(forced, device, d):
+    """300 queries: enough for bfloat16 products, where rows of odd width once met the next row's infinity."""
+    g = torch.Generator().manual_seed(0)
+    query, corpus = torch.randn(300, d, generator=g).to(device), torch.randn(400, d, generator=g).to(device)
+    want = forced(fastcse.topk, query, corpus, 3).indices
+    query[31] = torch.inf
+    got = forced(fastcse.topk, query, corpus, 3).indices
+    assert got[31].tolist() == [-1] * 3
+    others = torch.arange(300, device=device) != 31
+    assert torch.equal(got[others], want[others])

@@ -44,6 +44,26 @@ def train(
         str | None, typer.Option(metavar="|".join(STEPS), help="How it moves them. (default: raw)")
     ] = None,
     noise: Annotated[float | None, real_option("Length of their random offset. (default: 1)")] = None,
+    margin_weight: Annotated[float | None, real_option("Of clusterns' margin loss. (default: 0.001)")] = None,
+    alpha: Annotated[float | None, real_option("Its upper margin. (default: 0)")] = None,
+    beta: Annotated[float | None, real_option("Its lower margin. (default: 0.3)")] = None,
+    false_negatives: Annotated[
+        str | None, typer.Option(metavar="margin|remove|positive", help="Pairs of one cluster. (default: margin)")
+    ] = None,
+    clusters: Annotated[int | None, whole_option("Of clusterns. (default: 128, or half of a smaller batch)")] = None,
+    cluster_mode: Annotated[
+        str | None, typer.Option(metavar="momentum|kmeans|adamw", help="How centroids move. (default: momentum)")
+    ] = None,
+    cluster_rate: Annotated[float | None, real_option("How far, in a step. (default: 0.001)")] = None,
+    centroid_reduce: Annotated[
+        str | None, typer.Option(metavar="sum|mean", help="Of a cluster's anchors. (default: sum)")
+    ] = None,
+    cluster_start: Annotated[
+        str | None, typer.Option(metavar="chain|max-min", help="Choice of the first centroids. (default: chain)")
+    ] = None,
+    cluster_threshold: Annotated[
+        float | None, real_option("Mean cosine of a batch at which clustering starts. (default: 0.4)")
+    ] = None,
     bank: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="Texts, or a saved bank-N folder, for hsimcse. (default: the training text)"),
@@ -84,6 +104,11 @@ def train(
         objective_options={
             "temperature": temperature, "margin": margin, "quadruplet_weight": quadruplet_weight,
             "adversarial_step": adversarial_step, "adversarial_mode": adversarial_mode, "noise": noise,
+            "margin_weight": margin_weight, "alpha": alpha, "beta": beta, "false_negatives": false_negatives,
+        },
+        cluster_options={
+            "clusters": clusters, "cluster_mode": cluster_mode, "cluster_rate": cluster_rate,
+            "centroid_reduce": centroid_reduce, "cluster_start": cluster_start, "cluster_threshold": cluster_threshold,
         },
         bank_options={
             "bank": bank, "neighbours": neighbours, "skip": skip, "sample": sample, "max_similarity": max_similarity,
@@ -124,6 +149,8 @@ def _table(report: TrainReport) -> Table:
     )
     if "quadruplet" in report.stats:
         table.add_row("hinge", _hinge(report.stats))
+    if options["cluster_options"]:
+        table.add_row("clusters", _clusters(options["cluster_options"], report.stats))
     if report.dev:
         table.add_row(
             "STS-B dev", f"{shown(report.dev_before)} before, {shown(report.dev_best)} at step {report.best_step}"
@@ -139,6 +166,14 @@ def _bank(report: TrainReport) -> str:
     refresh = options["refresh"]
     upkeep = f"refreshed every {refresh} steps" if isinstance(refresh, int) else f"refresh {refresh}"
     return f"{report.bank:,} texts, mean of {options['neighbours']} behind {options['skip']}, {upkeep}"
+
+
+def _clusters(options: dict, stats: dict[str, float]) -> str:
+    text = f"{options['clusters']}, {options['cluster_mode']} {options['cluster_rate']:g}"
+    if "largest_cluster" not in stats:
+        return f"{text}; not started: the mean cosine stayed above {options['cluster_threshold']:g}"
+    sizes = f"largest {stats['largest_cluster']:.0f}, empty {stats['empty_clusters']:.0f}"
+    return f"{text}; in the last batch {sizes}, {100 * stats['false_share']:.1f}% of pairs in one cluster"
 
 
 def _hinge(stats: dict[str, float]) -> str:

@@ -12,9 +12,10 @@ from ..mining.arrays import as_rows, check_finite
 from ..ops import checks
 from ..ops.clusters import METRICS
 from ..ops.dispatch import NAMES, choose_backend
+from ..reference import unit_rows
 from .faiss_kmeans import fit_faiss
 from .lloyd import Lloyd
-from .seeding import INITS, draw_centroids, given_centroids
+from .seeding import INITS, draw_centroids, given_centroids, working_dtype
 from .steps import steps
 
 BLOCK_BYTES = 256 << 20
@@ -86,10 +87,14 @@ class KMeans:
         checks.check_choice("metric", metric, METRICS)
         if isinstance(init, str):
             checks.check_choice("init", init, INITS)
+        elif not isinstance(init, Tensor | np.ndarray):
+            raise ValueError(f"init must be one of {INITS} or a matrix of centroids, got {type(init).__name__}")
         if not isinstance(tol, Real) or not tol >= 0:
             raise ValueError(f"tol must be a number of at least 0, got {tol!r}")
         if seed is not None:
             checks.check_count("seed", seed, 0)
+            if seed >= 2**63:
+                raise ValueError(f"seed must be below 2^63, got {seed}")
         if backend is not None:
             checks.check_choice("backend", backend, (*NAMES, "faiss"))
         self.n_clusters, self.metric, self.init, self.max_iter, self.tol = n_clusters, metric, init, max_iter, tol
@@ -118,7 +123,7 @@ class KMeans:
         if not hasattr(self, "cluster_centers_"):
             raise RuntimeError("predict needs centroids: call fit first")
         x = self._rows(points)
-        return self._lloyd(x).nearest(self.cluster_centers_.to(x.device))[0]
+        return self._lloyd(x).nearest(self.cluster_centers_.to(x.device, working_dtype(x)))[0]
 
     def fit_predict(self, points: Tensor | np.ndarray) -> Tensor:
         """`labels_` after `fit`."""
@@ -136,10 +141,12 @@ class KMeans:
 
     def _start(self, x: Tensor, lloyd: Lloyd) -> Tensor:
         if not isinstance(self.init, str):
-            return given_centroids(self.init, self.n_clusters, x)
+            given = given_centroids(self.init, self.n_clusters, x)
+            return unit_rows(given) if lloyd.cosine else given
         seed = int(torch.randint(2**62, (1,))) if self.seed is None else self.seed
         generator = torch.Generator().manual_seed(seed)
-        return draw_centroids(x, self.n_clusters, self.init, lloyd.cosine, generator, lloyd.blocks, self.progress)
+        drawn = draw_centroids(x, self.n_clusters, self.init, lloyd.cosine, generator, lloyd.blocks, self.progress)
+        return unit_rows(drawn) if lloyd.cosine else drawn
 
     def _run(self, lloyd: Lloyd, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Iterates; (centroids, labels, distances)."""

@@ -49,7 +49,8 @@ class Lloyd:
 
     def _block(self, b: slice, centroids: Tensor) -> tuple[Tensor, Tensor]:
         found = assign(self.points[b], centroids, metric=self.metric, backend=self.backend)
-        return found.index, 1 - found.value if self.cosine else found.value
+        # A cosine may be rounded to a little more than 1.
+        return found.index, (1 - found.value).clamp_min(0) if self.cosine else found.value
 
     def _rehoused(self, sums: Tensor, counts: Tensor, labels: Tensor, far: Tensor) -> tuple[Tensor, Tensor]:
         """The farthest points, one for each empty cluster, leave their cluster and begin that one."""

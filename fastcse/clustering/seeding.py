@@ -48,15 +48,23 @@ def _plus_plus(
     n, dtype = points.shape[0], working_dtype(points)
     centroids = torch.empty(clusters, points.shape[1], dtype=dtype, device=points.device)
     nearest = torch.full((n,), torch.inf, dtype=dtype, device=points.device)
-    square = torch.cat([_rows(points[b], dtype, cosine).square().sum(1) for b in blocks])
+    # Distances do not change when all points move; far from 0 their squares would swallow them.
+    middle = sum(_rows(points[b], dtype, cosine).sum(0, dtype=torch.float64) for b in blocks) / n
+    middle = middle.to(dtype)
+    square = torch.cat([(_rows(points[b], dtype, cosine) - middle).square().sum(1) for b in blocks])
     place = torch.randint(n, (1,), generator=generator)
+    rounding = 4000 * torch.finfo(dtype).eps
     for k in steps(range(clusters), "k-means++", "centroids", show):
         centroids[k] = _rows(points[place.to(points.device)], dtype, cosine)[0]
-        own = centroids[k].square().sum()
+        apart_from_middle = centroids[k] - middle
+        own = apart_from_middle.square().sum()
         for b in blocks:
-            apart = square[b] + own - 2 * (_rows(points[b], dtype, cosine) @ centroids[k])
-            nearest[b] = torch.minimum(nearest[b], apart.clamp_min(0))
-        nearest[place.to(points.device)] = 0  # what rounding left: a point is not drawn twice while others are apart
+            apart = square[b] + own - 2 * ((_rows(points[b], dtype, cosine) - middle) @ apart_from_middle)
+            # Where rounding may be a thousandth of it, from the rows: a twin is at distance 0, and is not drawn.
+            close = (apart <= rounding * (square[b] + own)).nonzero()[:, 0]
+            near = _rows(points[b][close], dtype, cosine) - centroids[k]
+            apart[close] = near.square().sum(1)
+            nearest[b] = torch.minimum(nearest[b], apart)
         total = nearest.double().cumsum(0)
         lot = torch.rand(1, generator=generator, dtype=torch.float64).to(points.device) * total[-1]
         place = torch.searchsorted(total, lot, right=True).clamp_max(n - 1)

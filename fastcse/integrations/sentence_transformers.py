@@ -10,6 +10,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
+from ..clustering.online import OnlineAssignment, OnlineKMeans
 from ..mining.corpus_negatives import CorpusNegatives
 from ..ops.dispatch import last_backend
 
@@ -31,6 +32,8 @@ class FusedContrastiveLoss(nn.Module):
         corpus_negatives: for `fastcse.hsimcse_loss`: called as `loss(a, p, rows, ...)` with one corpus negative for
                  each anchor. The dataset needs a column `label` with the id in the bank of each anchor, or a list: of
                  its anchor and its positive; -1 where the bank does not hold the text.
+        clusters: for `fastcse.clusterns_loss`: moves with every batch in training, and once it has started the loss is
+                 called as `loss(a, p, index, centroids, counts, ...)`.
         backend: "triton" | "cpp" | "reference"; None lets fastcse choose.
         cite:    BibTeX for the model card.
         options: keyword arguments of `loss`, such as `temperature`, `margin` and `symmetric`.
@@ -50,6 +53,7 @@ class FusedContrastiveLoss(nn.Module):
         *,
         learnable_temperature: bool = False,
         corpus_negatives: CorpusNegatives | None = None,
+        clusters: OnlineKMeans | None = None,
         backend: str | None = None,
         cite: str = "",
         **options: Any,
@@ -59,7 +63,7 @@ class FusedContrastiveLoss(nn.Module):
             raise ValueError(f"learnable_temperature needs a first temperature > 0, got {options.get('temperature')}")
         self.model = model
         self.loss = loss
-        self.corpus_negatives = corpus_negatives
+        self.corpus_negatives, self.clusters = corpus_negatives, clusters
         self.backend = backend
         self.cite = cite
         self.options = options
@@ -68,7 +72,7 @@ class FusedContrastiveLoss(nn.Module):
         )
         self.used_backend: str | None = None  # of the last forward
         self._sums: dict[str, Tensor] = {}
-        self._calls = 0
+        self._calls: dict[str, int] = {}
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> Tensor:
         """The loss of a batch; `sentence_features` holds one tokenized batch per column, `labels` the anchors' ids in
@@ -85,13 +89,15 @@ class FusedContrastiveLoss(nn.Module):
         options = dict(self.options)
         if self.log_temperature is not None:
             options["temperature"] = self.log_temperature.exp()
-        from_corpus = [] if self.corpus_negatives is None else [self._from_corpus(anchor, positive, labels)]
+        more = [] if self.corpus_negatives is None else [self._from_corpus(anchor, positive, labels)]
+        if self.clusters is not None:
+            more += self._clustered(anchor, positive)
         loss, stats = self.loss(
-            anchor, positive, *from_corpus, negatives=negatives or None, backend=self.backend, return_stats=True,
+            anchor, positive, *more, negatives=negatives or None, backend=self.backend, return_stats=True,
             **options,
         )  # fmt: skip
         self.used_backend = last_backend()
-        self._record(stats)
+        self._record(stats._asdict())
         return loss
 
     def _from_corpus(self, anchor: Tensor, positive: Tensor, ids: Tensor | None) -> Tensor:
@@ -108,20 +114,28 @@ class FusedContrastiveLoss(nn.Module):
                 self.corpus_negatives.write(column, own)
         return rows
 
-    def _record(self, stats: Any) -> None:
+    def _clustered(self, anchor: Tensor, positive: Tensor) -> list[Tensor]:
+        """Index, centroids and counts of the batch; nothing before the clustering has started."""
+        found: OnlineAssignment | None = self.clusters(anchor, positive)
+        if found is None:
+            return []
+        sizes = torch.bincount(found.index.clamp_min(0), minlength=self.clusters.n_clusters)
+        self._record({"largest_cluster": sizes.max().float(), "empty_clusters": (sizes == 0).sum().float()})
+        # A copy: the next batch moves the centroids, and this one's backward pass may come later.
+        return [found.index, self.clusters.centroids.clone(), found.counts]
+
+    def _record(self, stats: dict[str, Tensor]) -> None:
         # Kept on the device and summed there: reading a value at every step would stall a GPU.
-        for name, value in stats._asdict().items():
-            if value.ndim > 0:  # of single rows
-                continue
-            value = value.detach()
-            self._sums[name] = self._sums[name] + value if self._calls else value
-        self._calls += 1
+        for name, value in stats.items():
+            if value.ndim == 0:  # others are of single rows
+                self._sums[name] = self._sums.get(name, 0) + value.detach()
+                self._calls[name] = self._calls.get(name, 0) + 1
 
     def take_stats(self) -> dict[str, float]:
         """Accuracy, mean similarities and what else the loss has numbers of, since the last call of this method, each
         the mean over the forwards."""
-        means = {name: float(total) / self._calls for name, total in self._sums.items()}
-        self._sums, self._calls = {}, 0
+        means = {name: float(total) / self._calls[name] for name, total in self._sums.items()}
+        self._sums, self._calls = {}, {}
         return means
 
     @property

@@ -25,11 +25,14 @@ def _better(value, index, other, other_index):
 
 @triton.jit(do_not_specialize=["N"])
 def assign_kernel(
-    X, C, COL, INDEX, N, K, D, stride_x, stride_c, TWO: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
+    X, C, ROW, COL, INDEX, N, K, D, stride_x, stride_c, TWO: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr, RAISE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """INDEX (N, 1 or 2) <- the centroids of the largest ranks dot scale + bias, or -1; COL (2, K): scale and bias."""
+    """INDEX (N, 1 or 2) <- the centroids of the largest ranks dot scale + bias, or -1; ROW (N,): 0 for a zero
+    row of cosines, else 1; COL (2, K): scale and bias."""
     offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    in_n = offs_n < N
+    row = tl.load(ROW + offs_n, mask=in_n, other=0.0)
     last: tl.constexpr = 2147483647
     none = tl.full((BLOCK_N,), float("-inf"), tl.float32)
     first, second = none, none
@@ -43,7 +46,7 @@ def assign_kernel(
         )
         scale = tl.load(COL + offs_m, mask=in_m, other=0.0)
         bias = tl.load(COL + K + offs_m, mask=in_m, other=float("-inf"))
-        s = acc * scale[None, :] + bias[None, :]
+        s = acc * scale[None, :] * row[:, None] + bias[None, :]
         s = tl.where((s == s) & in_m[None, :], s, float("-inf"))  # a NaN is near to nothing
         top = tl.max(s, 1)
         at = tl.min(tl.where((s == top[:, None]) & (s > float("-inf")), offs_m[None, :], last), 1)
@@ -58,7 +61,6 @@ def assign_kernel(
             second, second_index = _better(second, second_index, runner, runner_at)
             second, second_index = _better(second, second_index, next_top, next_at)
         first, first_index = _better(first, first_index, top, at)
-    in_n = offs_n < N
     width: tl.constexpr = 2 if TWO else 1
     out = INDEX + offs_n.to(tl.int64) * width
     tl.store(out, tl.where(first_index == last, -1, first_index).to(tl.int64), mask=in_n)
@@ -101,7 +103,8 @@ def assign(points: Tensor, centroids: Tensor, wanted: int, metric: str) -> tuple
     interpreted = triton.knobs.runtime.interpret
     tf32 = torch.get_float32_matmul_precision() != "highest"
     assign_kernel[(triton.cdiv(n, config.block_n),)](
-        x, c, torch.stack([scale, bias]), index, n, k, d, x.stride(0), c.stride(0), TWO=wanted == 2,
+        x, c, torch.ones(n, device=x.device) if distance else (inverse_norms(x) != 0).float(),
+        torch.stack([scale, bias]), index, n, k, d, x.stride(0), c.stride(0), TWO=wanted == 2,
         BLOCK_N=config.block_n, BLOCK_M=config.block_m, BLOCK_D=config.block_d, EVEN_D=d % config.block_d == 0,
         RAISE=interpreted and x.dtype != torch.float32, PRECISION="tf32" if tf32 else "ieee",
         num_warps=config.num_warps, num_stages=config.num_stages,

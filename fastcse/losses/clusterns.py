@@ -15,7 +15,7 @@ from .contrastive import Call, CandidateBlock, ContrastiveStats, LossAndStats, c
 from .infonce import SCALED
 
 REDUCES = ("ref", "active")
-FALSE_NEGATIVES = ("margin", "remove")
+FALSE_NEGATIVES = ("margin", "remove", "positive")
 
 
 class ClusterNSStats(NamedTuple):
@@ -73,7 +73,9 @@ def clusterns_loss(
         alpha, beta:   margins; similarities between them have gradient 0.
         margin_reduction: "ref" divides by N^2, and a pair of two clusters adds max(0, alpha) + max(0, -beta), as the
                        released code does; "active" divides by the number of pairs of one cluster.
-        false_negatives: "margin", as above; "remove" leaves pairs of one cluster out of InfoNCE's sum instead.
+        false_negatives: "margin", as above; "remove" leaves pairs of one cluster out of InfoNCE's sum instead;
+                       "positive" does that too, and the mean logit over all of the cluster takes the place of the
+                       positive's in front of the sum: + (x_ii - mean_j x_ij) for each anchor.
         negatives, temperature, max_workspace_bytes: of `infonce_loss`.
         return_stats:  return `LossAndStats(loss, ClusterNSStats)`.
         backend:       "triton" | "cpp" | "reference"; None chooses by device and dtype.
@@ -105,7 +107,7 @@ def clusterns_loss(
     if centroids is not None:
         # A centroid that is nobody's second has log-weight -inf: no column.
         blocks = [*blocks, CandidateBlock(centroids.detach().to(anchor.dtype), log_weight=counts.float().log())]
-    ids = _identities(index) if index is not None and false_negatives == "remove" else None
+    ids = _identities(index) if index is not None and false_negatives != "margin" else None
     call = Call(
         SCALED, 0.0, blocks or None, temperature, False, ids, ids, True, "mean", return_stats, max_workspace_bytes,
         backend,
@@ -116,7 +118,22 @@ def clusterns_loss(
     if index is not None and false_negatives == "margin" and (margin_weight != 0 or return_stats):
         margin, share = _margin(anchor, candidate, index, alpha, beta, margin_reduction, backend)
         loss = infonce + margin_weight * margin
+    if ids is not None and false_negatives == "positive":
+        loss = infonce + _attraction(anchor, candidate, ids, temperature)
     return LossAndStats(loss, _stats(stats, infonce, margin, share)) if return_stats else loss
+
+
+def _attraction(anchor: Tensor, candidate: Tensor, ids: Tensor, temperature: float | Tensor) -> Tensor:
+    """Mean over the anchors of (own similarity - mean similarity over the candidates of its cluster) / temperature."""
+    dtype = torch.promote_types(anchor.dtype, torch.float32)
+    a, c = (reference.unit_rows(x.to(dtype)) for x in (anchor, candidate))
+    # A cluster's place is where its id comes first among the sorted ones: no size depends on what the ids are.
+    place = torch.searchsorted(ids.sort().values, ids)
+    sizes = torch.zeros_like(ids).index_put((place,), torch.ones_like(ids), accumulate=True)
+    total = torch.zeros_like(c).index_put((place,), c, accumulate=True)
+    mean = (total / sizes.clamp_min(1)[:, None].to(dtype))[place]
+    gain = (a * (c - mean)).sum(1).mean() / temperature
+    return gain.reshape(())
 
 
 def _identities(index: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from ..pairs import SHORTEST_NORM
 from .chunk import prepare
 from .module import _C
 from .nearest import multiplies_half
-from .rows import _stride, address, inverse_norms
+from .rows import _stride, address, half_rows, inverse_norms
 
 # A piece of products stays in the last-level cache between the product and the pass over it.
 PIECE_BYTES = 4 << 20
@@ -54,7 +54,7 @@ def assign(points: Tensor, centroids: Tensor, wanted: int, metric: str) -> tuple
     c = Centroids.of(centroids, distance)
     k = c.rows.shape[0]
     half = multiplies_half() and n >= 64
-    multiplied = c.rows.bfloat16() if half else c.rows
+    multiplied = half_rows(c.rows) if half else c.rows
     size = max(16, min(n, MOST_ROWS, PIECE_BYTES // (4 * k)))
     products = torch.empty(size * k)
     index, value = torch.empty(n, wanted, dtype=torch.int64), torch.empty(n, wanted)
@@ -73,14 +73,10 @@ def _assign_piece(
     n, d = x.shape
     k, half = c.rows.shape[0], multiplied.dtype == torch.bfloat16
     dot = products.view(multiplied.dtype)[: n * k].view(n, k)
-    torch.mm(x.to(multiplied.dtype), multiplied.T, out=dot)
-    # Both operands and the product are rounded; the sums are float32 at least.
-    relative = (3 * HALF_EPSILON if half else EPSILON) * 1.01 + d * EPSILON
-    slack = torch.linalg.vector_norm(x, dim=1) * (2 * relative * c.longest)
-    if distance:  # the bias is rounded too, and so is the sum
-        slack += 4 * EPSILON * c.longest**2
-    looked = torch.empty(n, dtype=torch.int64)
+    torch.mm(half_rows(x) if half else x, multiplied.T, out=dot)
     row_scale = None if distance else inverse_norms(x)
+    slack = _slack(torch.linalg.vector_norm(x, dim=1), c.longest, d, half, row_scale)
+    looked = torch.empty(n, dtype=torch.int64)
     fields = {
         "dot": dot.data_ptr(), "half": half, "stride": k, "rows": n, "cols": k, "col_scale": c.scale.data_ptr(),
         "col_bias": c.bias.data_ptr(), "slack": slack.data_ptr(), "point": x.data_ptr(), "point_stride": _stride(x),
@@ -90,6 +86,17 @@ def _assign_piece(
     }  # fmt: skip
     _C.assign_rows(fields, torch.get_num_threads())
     return int(looked.sum())
+
+
+def _slack(length: Tensor, longest: float, d: int, half: bool, row_scale: Tensor | None) -> Tensor:
+    """(N,) twice by how much the rank of a product and the score that decides may be wrong together: what is nearest by
+    that score is then among what is looked at, whatever the products were."""
+    # Of a bfloat16 product both operands and the result are rounded.
+    slack = length * longest * (2 * ((3 * HALF_EPSILON * 1.01 if half else 0.0) + (2 * d + 4) * EPSILON))
+    if row_scale is None:  # a rank is half of a squared distance, which takes the rounding of both lengths
+        return slack + (d + 4) * EPSILON * (length + longest).square()
+    # A zero row has cosine 0 with all, whatever its small products say: all are looked at.
+    return torch.where((row_scale == 0) & torch.isfinite(length), torch.finfo(torch.float32).max, slack)
 
 
 def cluster_sums(points: Tensor, index: Tensor, clusters: int, normalize: bool) -> tuple[Tensor, Tensor]:

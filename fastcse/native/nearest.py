@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..pairs import METRICS, SHORTEST_NORM, TopKQuery
 from .module import _C
-from .rows import address
+from .rows import address, half_rows
 
 # The larger the tile the faster the products, as long as it stays in the last-level cache: on 2 cores with AVX-512
 # 2048 x 2048 took 0.90 of the time of 1024 x 1024, and 4096 x 4096 no less (benchmarks/NOTES.md).
@@ -119,7 +119,7 @@ def _queries(query: Tensor, metric: str, half: bool) -> Queries:
     a = _float_rows(query)
     scale, length, cut = _measured(a, metric, half)
     scale = scale.masked_fill(~torch.isfinite(length), torch.nan)  # a query that is not finite finds nothing
-    multiplied = a.to(torch.bfloat16) if half else a
+    multiplied = half_rows(a) if half else a
     return Queries(a, multiplied, scale, length.square(), length * scale, cut * scale)
 
 
@@ -156,7 +156,7 @@ def _search(
 def _product(a: Tensor, c: Tensor, tile: Tensor) -> Tensor:
     """(R, T) products in the type of `a`, in the memory of `tile`."""
     dot = tile.view(a.dtype)[: a.shape[0], : c.shape[0]]
-    return torch.mm(a, c.to(a.dtype).T, out=dot)
+    return torch.mm(a, (half_rows(c) if a.dtype == torch.bfloat16 else c).T, out=dot)
 
 
 def _fields(q: TopKQuery, rows: slice, queries: Queries, corpus: Tensor, columns: Columns) -> dict:

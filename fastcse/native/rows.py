@@ -8,6 +8,8 @@ from torch import Tensor
 from ..pairs import SHORTEST_NORM, Block, Logits, RowChunk
 from .module import _C
 
+HALF_WIDTH = 32  # entries of bfloat16 in a row of an AMX tile
+
 
 def _stride(x: Tensor) -> int:
     return x.stride(0) if x.shape[0] > 1 else x.shape[1]
@@ -18,6 +20,18 @@ def inverse_norms(x: Tensor) -> Tensor:
     scale = torch.empty(x.shape[0], dtype=torch.float32)
     _C.inverse_norms(x.data_ptr(), _stride(x), *x.shape, SHORTEST_NORM, scale.data_ptr(), torch.get_num_threads())
     return scale
+
+
+def half_rows(x: Tensor) -> Tensor:
+    """x in bfloat16, filled up with zeros to the width of the processor's tiles: of other widths oneDNN's product reads
+    past the end of a row, and an infinity of the next row, times 0, made a NaN of this one.
+    """
+    n, d = x.shape
+    if d % HALF_WIDTH == 0:
+        return x.to(torch.bfloat16)
+    out = torch.zeros(n, -(-d // HALF_WIDTH) * HALF_WIDTH, dtype=torch.bfloat16)
+    out[:, :d] = x
+    return out
 
 
 def inv_temperature(logits: Logits) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,8 +16,9 @@ from ..mining.corpus_negatives import CorpusNegatives
 from ..mining.index import CorpusIndex
 from .bank_options import BankOptions
 from .data import read_corpus
+from .kept import KeptByStep
 
-PREFIX = "bank-"  # in the output folder, with the step at which the bank was so
+NAME = "bank"
 
 
 class Bank(NamedTuple):
@@ -43,7 +43,7 @@ def make_bank(
     """
     encoder = before_head(model) if options.parity else model
     if checkpoint is not None:
-        index = _load(_saved_at(output_dir, checkpoint), "--resume")
+        index = _load(KeptByStep(output_dir, NAME).before(checkpoint), "--resume")
     elif options.bank is not None and Path(options.bank).is_dir():
         index = _load(Path(options.bank), "--bank")
     else:
@@ -60,7 +60,7 @@ def make_bank(
     except ValueError as error:
         raise InputError(f"--neighbours {options.neighbours}, --skip {options.skip}: {error}") from None
     labelled, missing = _with_ids(dataset, index)
-    upkeep = BankUpkeep(negatives, encoder, Path(output_dir))
+    upkeep = BankUpkeep(negatives, encoder, output_dir)
     if checkpoint is None:
         upkeep.save(0)
     notes = [f"{missing:,} of {len(dataset):,} training rows are not in the bank"] if missing else []
@@ -103,24 +103,11 @@ def _load(folder: Path, argument: str) -> CorpusIndex:
     return index
 
 
-def _saved(output_dir: str | Path) -> dict[int, Path]:
-    paths = Path(output_dir).glob(f"{PREFIX}*")
-    return {int(path.name[len(PREFIX) :]): path for path in paths if path.name[len(PREFIX) :].isdigit()}
-
-
-def _saved_at(output_dir: str, checkpoint: Path) -> Path:
-    """The bank as it was at the checkpoint: the newest that is not newer."""
-    step, saved = int(checkpoint.name.rpartition("-")[2]), _saved(output_dir)
-    if not any(number <= step for number in saved):
-        raise InputError(f"--resume found no bank of {checkpoint.name} in --output-dir {output_dir!r}")
-    return saved[max(number for number in saved if number <= step)]
-
-
 class BankUpkeep(TrainerCallback):
     """Refreshes the bank when it is due, and saves it before each checkpoint where it has changed since."""
 
-    def __init__(self, negatives: CorpusNegatives, encoder: nn.Module, output_dir: Path):
-        self.negatives, self.encoder, self.output_dir = negatives, encoder, output_dir
+    def __init__(self, negatives: CorpusNegatives, encoder: nn.Module, output_dir: str):
+        self.negatives, self.encoder, self.kept = negatives, encoder, KeptByStep(output_dir, NAME)
         self.changed = False
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -134,13 +121,9 @@ class BankUpkeep(TrainerCallback):
             self.save(state.global_step)
 
     def on_save(self, args, state, control, **kwargs):
-        steps = [int(path.name.rpartition("-")[2]) for path in self.output_dir.glob("checkpoint-*")]
-        saved = _saved(self.output_dir)
-        needed = {max(number for number in saved if number <= step) for step in steps if min(saved) <= step}
-        for number in saved.keys() - needed:
-            shutil.rmtree(saved[number])
+        self.kept.prune()
 
     def save(self, step: int) -> None:
         """The bank as it is after `step`."""
-        self.negatives.index.save(self.output_dir / f"{PREFIX}{step}")
+        self.negatives.index.save(self.kept.at(step))
         self.changed = False

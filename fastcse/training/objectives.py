@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..evaluation.files import InputError
+from ..losses.clusterns import clusterns_loss
 from ..losses.focal import focal_infonce_loss
 from ..losses.hsimcse import hsimcse_loss
 from ..losses.infonce import infonce_loss
@@ -15,13 +16,15 @@ from ..losses.infonce import infonce_loss
 class Objective:
     """A public loss `loss(anchor, positive, negatives=..., **options)` of fastcse, and the options a user may set.
 
-    With `bank` it is called with one corpus negative for each anchor, as `loss(anchor, positive, rows, ...)`.
+    With `bank` it is called with one corpus negative for each anchor, as `loss(anchor, positive, rows, ...)`; with
+    `clusters`, once they have started, as `loss(anchor, positive, index, centroids, counts, ...)`.
     """
 
     loss: Callable
     options: dict[str, float | str]  # name -> default
     source: str  # a reference, as BibTeX
     bank: bool = False
+    clusters: bool = False
 
 
 SIMCSE = """
@@ -51,6 +54,15 @@ Positives and Dual Hard Negatives",
     url = "https://github.com/xubodhu/HSimCSE",
 }
 """
+CLUSTERNS = """
+@inproceedings{deng2023clusterns,
+    title = "Clustering-Aware Negative Sampling for Unsupervised Sentence Representation",
+    author = "Deng, Jinghao and Wan, Fanqi and Yang, Tao and Quan, Xiaojun and Wang, Rui",
+    booktitle = "Findings of ACL 2023",
+    year = "2023",
+    url = "https://arxiv.org/abs/2305.09892",
+}
+"""
 
 OBJECTIVES = {
     "infonce": Objective(infonce_loss, {"temperature": 0.05}, SIMCSE),
@@ -67,6 +79,12 @@ OBJECTIVES = {
         },
         HSIMCSE,
         bank=True,
+    ),
+    "clusterns": Objective(
+        clusterns_loss,
+        {"temperature": 0.05, "margin_weight": 1e-3, "alpha": 0.0, "beta": 0.3, "false_negatives": "margin"},
+        CLUSTERNS,
+        clusters=True,
     ),
 }
 

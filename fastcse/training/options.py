@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation.files import InputError
+from ..losses.clusterns import FALSE_NEGATIVES
 from ..ops.dispatch import backends
 from ..pairs import STEPS
 from .bank_options import BankOptions
+from .clusters import ClusterOptions
 from .objectives import get_objective, resolve_options
 
 POOLINGS = ("cls", "mean")
@@ -27,7 +29,8 @@ class TrainOptions:
 
     Exactly one of `corpus` and `pairs` is given; `hard_negatives` is a file of `fastcse mine` for it. `pooling=None`
     keeps the model's own; `eval_steps=None` is every 125 steps as in SimCSE, or four times in a shorter run.
-    `objective_options` holds the options of the objective, by name, and `bank_options` those of its corpus bank.
+    `objective_options` holds the options of the objective, by name, `bank_options` those of its corpus bank, and
+    `cluster_options` those of its clustering.
 
     Raises:
         InputError: an option outside its range, named with the value that came.
@@ -46,6 +49,7 @@ class TrainOptions:
     max_length: int = 32
     objective_options: dict[str, float | str | None] = field(default_factory=dict)
     bank_options: dict[str, Any] = field(default_factory=dict)
+    cluster_options: dict[str, Any] = field(default_factory=dict)
     seed: int = 42
     sts_dir: str | None = None
     eval_steps: int | None = None
@@ -55,6 +59,8 @@ class TrainOptions:
     def __post_init__(self):
         object.__setattr__(self, "objective_options", resolve_options(self.objective, self.objective_options))
         object.__setattr__(self, "bank_options", _bank_options(self.objective, self.bank_options))
+        made = _cluster_options(self.objective, self.cluster_options, self.batch_size)
+        object.__setattr__(self, "cluster_options", made)
         if self.eval_steps is None:
             object.__setattr__(self, "eval_steps", min(SIMCSE_EVAL_STEPS, max(1, self.max_steps // 4)))
         if (self.corpus is None) == (self.pairs is None):
@@ -83,18 +89,32 @@ def _bank_options(objective: str, given: dict[str, Any]) -> dict[str, Any]:
     """All options of the bank, or none for an objective without one."""
     if get_objective(objective).bank:
         return asdict(BankOptions.of(given))
-    chosen = [name for name, value in given.items() if value not in (None, False)]
-    if chosen:
-        raise InputError(
-            f"{flag(chosen[0])} {given[chosen[0]]} means nothing to --objective {objective}: it has no bank"
-        )
+    _refuse(given, objective, "no bank")
     return {}
+
+
+def _cluster_options(objective: str, given: dict[str, Any], batch_size: int) -> dict[str, Any]:
+    """All options of the clustering, or none for an objective without one."""
+    if get_objective(objective).clusters:
+        return ClusterOptions.of(given, batch_size).as_dict()
+    _refuse(given, objective, "no clusters")
+    return {}
+
+
+def _refuse(given: dict[str, Any], objective: str, why: str) -> None:
+    """An InputError if an option was set that has nothing to act on."""
+    for name, value in given.items():
+        if value not in (None, False):
+            raise InputError(f"{flag(name)} {value} means nothing to --objective {objective}: it has {why}")
 
 
 def _check_objective_option(name: str, value: float | str) -> None:
     if name == "adversarial_mode":
         if value not in STEPS:
             raise InputError(f"--adversarial-mode {value!r} is unknown: expected {' or '.join(STEPS)}")
+    elif name == "false_negatives":
+        if value not in FALSE_NEGATIVES:
+            raise InputError(f"--false-negatives {value!r} is unknown: expected {' or '.join(FALSE_NEGATIVES)}")
     elif name == "temperature":
         _positive(name, value)
     elif name == "noise":

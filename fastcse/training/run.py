@@ -18,6 +18,7 @@ from ..evaluation.sts import read_sts, sts_folder
 from ..integrations.sentence_transformers import FusedContrastiveLoss
 from .bank_options import BankOptions
 from .checkpoints import prepare_output
+from .clusters import ClusterOptions, ClusterUpkeep
 from .corpus_bank import Bank, make_bank
 from .data import check_fills_a_batch, read_corpus, read_pairs
 from .encoders import has_dropout, load_encoder
@@ -30,7 +31,7 @@ DEV = "stsb.dev"  # the set that chooses the checkpoint; no other set is opened
 DEV_KEY = "stsb_dev"
 STATS = {
     "masked_share", "infonce", "quadruplet", "active_share", "adversarial_similarity", "batch_similarity",
-    "corpus_similarity",
+    "corpus_similarity", "margin", "false_share", "largest_cluster", "empty_clusters",
 }  # fmt: skip
 logger = logging.getLogger(__name__)
 
@@ -87,16 +88,17 @@ def train(options: TrainOptions) -> TrainReport:
     checkpoint = prepare_output(options)
     objective = get_objective(options.objective)
     bank = _bank(options, dataset, model, checkpoint)
+    clusters = _clusters(options, model, checkpoint)
     loss = FusedContrastiveLoss(
-        model, objective.loss, corpus_negatives=bank and bank.negatives, backend=options.backend,
-        cite=objective.source, **options.objective_options,
+        model, objective.loss, corpus_negatives=bank and bank.negatives, clusters=clusters and clusters.clusters,
+        backend=options.backend, cite=objective.source, **options.objective_options,
     )  # fmt: skip
     before = None if dev is None else 100 * dev(model)[f"{DEV_KEY}_spearman_cosine"]
     trainer = make_trainer(
         model, bank.dataset if bank else dataset, loss, output_dir=options.output_dir, batch_size=options.batch_size,
         lr=options.lr, max_steps=options.max_steps, max_length=options.max_length, seed=options.seed,
         save_steps=options.eval_steps, evaluator=dev, label=f"train {options.objective}",
-        callbacks=[bank.upkeep] if bank else [],
+        callbacks=[*([bank.upkeep] if bank else []), *([clusters] if clusters else [])],
     )  # fmt: skip
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -114,6 +116,16 @@ def _bank(options: TrainOptions, dataset: Dataset, model: SentenceTransformer, c
     for note in bank.notes:
         logger.warning(note)
     return bank
+
+
+def _clusters(options: TrainOptions, model: SentenceTransformer, checkpoint: Path | None) -> ClusterUpkeep | None:
+    if not options.cluster_options:
+        return None
+    made = ClusterOptions(**options.cluster_options)
+    clusters = made.make(model.get_embedding_dimension(), options.seed, options.backend).to(model.device)
+    upkeep = ClusterUpkeep(clusters, options.output_dir)
+    upkeep.restore(checkpoint)
+    return upkeep
 
 
 def _read(options: TrainOptions) -> tuple[Dataset, list[str]]:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from .losses.contrastive import CandidateBlock, ContrastiveStats, LossAndStats
-from .losses.focal import focal_infonce_loss
-from .losses.hsimcse import HSimCSEStats, hsimcse_loss
-from .losses.infonce import infonce_loss
-from .losses.quadruplet import WEIGHTS, quadruplet_loss
-from .ops import checks
+from ..losses.clusterns import ClusterNSStats
+from ..losses.contrastive import CandidateBlock, ContrastiveStats, LossAndStats
+from ..losses.focal import focal_infonce_loss
+from ..losses.hsimcse import HSimCSEStats
+from ..losses.infonce import infonce_loss
+from ..ops import checks
 
 
 class ContrastiveLoss(nn.Module):
@@ -33,7 +32,7 @@ class ContrastiveLoss(nn.Module):
         super().__init__()
         checks.check_above_zero("temperature", temperature)
         self.loss_fn, self.options, self.keep_stats = loss_fn, options, stats
-        self.stats: ContrastiveStats | HSimCSEStats | None = None
+        self.stats: ContrastiveStats | HSimCSEStats | ClusterNSStats | None = None
         self._temperature = float(temperature)
         log_temperature = nn.Parameter(torch.tensor(math.log(temperature))) if learnable_temperature else None
         self.register_parameter("log_temperature", log_temperature)
@@ -129,97 +128,3 @@ class FocalInfoNCELoss(ContrastiveLoss):
             detach_modulation=detach_modulation, symmetric=symmetric, normalize=normalize, reduction=reduction,
             max_workspace_bytes=max_workspace_bytes, backend=backend,
         )  # fmt: skip
-
-
-class HSimCSELoss(ContrastiveLoss):
-    """`hsimcse_loss` as a module: called with anchors, candidates and what `CorpusNegatives` found for the anchors.
-
-    Example:
-        >>> loss = HSimCSELoss(noise=0.0, stats=True)
-        >>> _ = loss(torch.eye(3), torch.eye(3), torch.ones(3, 3))
-        >>> loss.stats.active_share.item()
-        0.0
-    """
-
-    def __init__(
-        self,
-        temperature: float = 0.05,
-        *,
-        quadruplet_weight: float = 0.22,
-        weights: Sequence[float] = WEIGHTS,
-        margin: float | Sequence[float] = 0.0,
-        form: str = "weighted",
-        adversarial_step: float = 3.0,
-        adversarial_mode: str = "raw",
-        noise: float = 1.0,
-        learnable_temperature: bool = False,
-        symmetric: bool = False,
-        reduction: str = "mean",
-        stats: bool = False,
-        max_workspace_bytes: int | None = None,
-        backend: str | None = None,
-    ):
-        super().__init__(
-            hsimcse_loss, temperature=temperature, learnable_temperature=learnable_temperature, stats=stats,
-            quadruplet_weight=quadruplet_weight, weights=weights, margin=margin, form=form,
-            adversarial_step=adversarial_step, adversarial_mode=adversarial_mode, noise=noise, symmetric=symmetric,
-            reduction=reduction, max_workspace_bytes=max_workspace_bytes, backend=backend,
-        )  # fmt: skip
-
-    def forward(
-        self,
-        anchor: Tensor,
-        candidate: Tensor,
-        corpus_negative: Tensor,
-        positive: Tensor | None = None,
-        *,
-        generator: torch.Generator | None = None,
-        negatives: Tensor | CandidateBlock | list | None = None,
-        anchor_id: Tensor | None = None,
-        candidate_id: Tensor | None = None,
-    ) -> Tensor:
-        """The loss; arguments as in the function of the same name."""
-        return self._kept(
-            anchor, candidate, corpus_negative, positive, generator=generator, negatives=negatives,
-            anchor_id=anchor_id, candidate_id=candidate_id,
-        )  # fmt: skip
-
-
-class QuadrupletLoss(nn.Module):
-    """`quadruplet_loss` as a module.
-
-    Example:
-        >>> a, p, n = torch.eye(2), torch.ones(2, 2), torch.eye(2).flip(0)
-        >>> QuadrupletLoss(margin=0.5)(a, p, n, n).item()
-        0.0
-    """
-
-    def __init__(
-        self,
-        *,
-        weights: Sequence[float] = WEIGHTS,
-        margin: float | Sequence[float] = 0.0,
-        form: str = "weighted",
-        normalize: bool = True,
-        reduction: str = "mean",
-        backend: str | None = None,
-    ):
-        super().__init__()
-        self.options = dict(
-            weights=weights, margin=margin, form=form, normalize=normalize, reduction=reduction, backend=backend
-        )
-
-    def forward(
-        self,
-        anchor: Tensor,
-        positive: Tensor,
-        batch_negative: Tensor,
-        corpus_negative: Tensor,
-        *,
-        candidate: Tensor | None = None,
-    ) -> Tensor:
-        """The loss; arguments as in the function of the same name."""
-        return quadruplet_loss(anchor, positive, batch_negative, corpus_negative, candidate=candidate, **self.options)
-
-    def extra_repr(self) -> str:
-        return ", ".join(f"{k}={v!r}" for k, v in self.options.items())
