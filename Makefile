@@ -7,7 +7,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench baseline loss report topk rows compiled gpu build info clean
+.PHONY: help demo test check bench baseline loss report topk rows kmeans compiled gpu build info clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -62,6 +62,9 @@ topk: $(STAMP) ## exact top-k and the miner beside every installed peer, as JSON
 
 rows: $(STAMP) ## row-wise operations beside one copy of the same bytes, as JSON, CSV and PNG
 	$(BIN)/fastcse bench rows --device cpu --n 65536 --d 768 --op quadruplet,normalize,adversarial $(call files,rows_cpu)
+
+kmeans: $(STAMP) ## k-means over all points beside every installed peer, as JSON, CSV and PNG
+	$(BIN)/fastcse bench kmeans --device cpu --n 100000 --k 1024 --d 384,768 --repeat 3 $(call files,kmeans_cpu)
 
 report: $(STAMP) ## README section, benchmarks/RESULTS.md and figures from the files in benchmarks/results
 	$(BIN)/python -m benchmarks.report

@@ -16,6 +16,7 @@ MAIN = ("gradients", "sums", "both directions", "both directions: sums")
 
 
 ROW_KERNELS = ("quadruplet", "candidate gradient", "step_rows", "scale")
+CLUSTER_KERNELS = ("assign", "assign values", "cluster_sums")
 
 
 def compiled(folder, *options):
@@ -45,6 +46,12 @@ def row_kernels(tmp_path_factory):
     return compiled(tmp_path_factory.mktemp("rows"), *arch, "--dtype", "bf16", "fp32", "--kernel", *ROW_KERNELS)
 
 
+@pytest.fixture(scope="module")
+def cluster_kernels(tmp_path_factory):
+    arch = ("--arch", "80", "90", "100")
+    return compiled(tmp_path_factory.mktemp("clusters"), *arch, "--dtype", "bf16", "fp32", "--kernel", *CLUSTER_KERNELS)
+
+
 def test_every_architecture_compiles_the_main_forms(hopper, others):
     for lines, arch in ((hopper[0], "90"), (others[0], "80"), (others[0], "100")):
         assert {x["form"] for x in lines if x["arch"] == arch} >= set(MAIN)
@@ -61,8 +68,19 @@ def test_every_architecture_compiles_the_quadruplets_and_the_steps(row_kernels):
     assert not roofline  # a model of products has nothing to say of them
 
 
-def test_no_kernel_spills(hopper, others, row_kernels):
-    lines = [*hopper[0], *others[0], *row_kernels[0]]
+def test_every_architecture_compiles_the_clusters(cluster_kernels):
+    lines, roofline = cluster_kernels
+    forms = {("assign", "nearest"), ("assign", "nearest two"), ("assign values", ""), ("cluster_sums", ""),
+             ("cluster_sums", "unit rows")}  # fmt: skip
+    whole = {(*form, arch, dtype) for form in forms for arch in ("80", "90", "100") for dtype in ("bf16", "fp32")}
+    assert {(x["kernel"], x["form"], x["arch"], x["dtype"]) for x in lines} == whole
+    assert all(x["wgmma"] == "True" for x in lines if (x["kernel"], x["arch"]) == ("assign", "90"))
+    assert {x["warps"] for x in lines if x["kernel"] == "cluster_sums"} == {"1"}
+    assert not roofline
+
+
+def test_no_kernel_spills(hopper, others, row_kernels, cluster_kernels):
+    lines = [*hopper[0], *others[0], *row_kernels[0], *cluster_kernels[0]]
     assert {(x["kernel"], x["form"], x["arch"]) for x in lines if x["spill_bytes"] != "0"} == set()
 
 
@@ -87,12 +105,11 @@ def test_the_roofline_lets_every_hopper_sweep_reach_its_target(hopper):
     assert all(x["reachable"] == "True" for x in lines)
 
 
-def test_shared_memory_fits(hopper, others, row_kernels):
+def test_shared_memory_fits(hopper, others, row_kernels, cluster_kernels):
     from benchmarks.compiled.binary import SHARED_LIMIT
 
-    assert all(
-        int(x["shared_bytes"]) <= SHARED_LIMIT[int(x["arch"])] for x in [*hopper[0], *others[0], *row_kernels[0]]
-    )
+    lines = [*hopper[0], *others[0], *row_kernels[0], *cluster_kernels[0]]
+    assert all(int(x["shared_bytes"]) <= SHARED_LIMIT[int(x["arch"])] for x in lines)
 
 
 def test_a_roofline_that_cannot_be_reached_says_so():

@@ -48,7 +48,7 @@ def compile_case(case: Case, arch: int) -> Compiled:
     aligned = [name for name, t in signature.items() if t.startswith("*") or name.startswith("stride") or name == "D"]
     attributes = {(case.function.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned}
     config = case.config
-    warps, stages = (config.num_warps, config.num_stages) if config else (4, 1)
+    warps, stages = (config.num_warps, config.num_stages) if config else (case.warps, 1)
     source = ASTSource(case.function, signature, case.constants, attributes)
     options = {"num_warps": warps, "num_stages": stages}
     binary = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)

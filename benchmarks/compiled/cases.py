@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 import triton
 
-from fastcse.kernels import configs, nearest, pairwise, quadruplet, rows
+from fastcse.kernels import clusters, configs, nearest, pairwise, quadruplet, rows
 from fastcse.kernels.tile import device_fn
 from fastcse.losses.focal import DETACHED, FOCAL
 from fastcse.losses.infonce import SCALED
@@ -39,7 +39,8 @@ SWEEPS: dict[str, tuple[str, LogitTransform, dict]] = {
 
 
 class Case(NamedTuple):
-    """A kernel with one choice of its constants, and its parameters' types by name."""
+    """A kernel with one choice of its constants, and its parameters' types by name. `warps` counts where there is no
+    tile."""
 
     kernel: str
     form: str
@@ -48,6 +49,7 @@ class Case(NamedTuple):
     constants: dict
     types: dict[str, str]
     config: configs.TileConfig | None = None
+    warps: int = 4
 
     def signature(self) -> dict[str, str]:
         """Type of every parameter, "constexpr" for constants."""
@@ -72,6 +74,7 @@ def cases(dtype: torch.dtype, arch: int) -> Iterator[Case]:
     yield from _pair_cases(dtype, arch)
     yield from _row_cases(dtype)
     yield from _quadruplet_cases(dtype)
+    yield from _cluster_cases(dtype, arch)
 
 
 def _configs(dtype: torch.dtype, arch: int, kind: str) -> Iterator[configs.TileConfig]:
@@ -169,3 +172,19 @@ def _quadruplet_cases(dtype: torch.dtype) -> Iterator[Case]:
     step = {"HAS_RADIUS": True, "KIND": 1, **block}
     yield Case("step_rows", "", dtype, quadruplet.step_rows_kernel, step, types)
     yield Case("scale", "", dtype, quadruplet.scale_kernel, {"BLOCK": 4096}, types)
+
+
+def _cluster_cases(dtype: torch.dtype, arch: int) -> Iterator[Case]:
+    """K-means: nearest centroids, one and two, in the tiles of the sums, and the sums of clusters."""
+    tiles = {configs.plain(config, dtype) for config in _configs(dtype, arch, "sums")}
+    types = _rows(dtype)
+    for config in sorted(tiles):
+        constants = {name: value for name, value in _tile(config).items() if name != "GROUP"}
+        for form, two in (("nearest", False), ("nearest two", True)):
+            yield Case("assign", form, dtype, clusters.assign_kernel, {**constants, "TWO": two}, types, config)
+    # Two columns at most, of squared distances.
+    rescore = {"DISTANCE": True, "BLOCK_K": 2, "BLOCK_D": clusters.COLUMNS}
+    yield Case("assign values", "", dtype, nearest.rescore_kernel, rescore, types)
+    for form, scaled in (("", False), ("unit rows", True)):
+        block = {"HAS_SCALE": scaled, "BLOCK_D": clusters.COLUMNS}
+        yield Case("cluster_sums", form, dtype, clusters.cluster_sums_kernel, block, types, warps=1)

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from .lane import Step
 
-STAGES = ("build", "tests", "sanitize", "loss", "topk", "rows", "million", "search", "counters")
+STAGES = ("build", "tests", "sanitize", "loss", "topk", "rows", "kmeans", "million", "search", "counters")
 TOPK = ("python", "-m", "fastcse.cli", "bench", "topk", "--data", "clustered")
 # The cosine is what all of these compute; sentence-transformers makes a Python object of each hit, minutes of it here.
 SEARCHERS = "torch chunked,FAISS knn_gpu,FlashLib,cuVS"
 ROWS = ("python", "-m", "fastcse.cli", "bench", "rows", "--data", "clustered")
+KMEANS = ("python", "-m", "fastcse.cli", "bench", "kmeans", "--data", "clustered")
 LOSS = ("python", "-m", "fastcse.cli", "bench", "loss", "--data", "clustered", "--stage", "early")
 # Providers whose time at the largest sizes is milliseconds; the others run at one size each.
 QUICK = "fastcse,eager,chunked eager,QuACK,Liger SM90"
@@ -25,6 +26,7 @@ def steps(output: Path, device: str, dry: bool) -> list[Step]:
         *(_dry_tables(output) if dry else _tables(output, device)),
         *(_dry_topk(output) if dry else _topk(output, device)),
         *(_dry_rows(output) if dry else _rows(output, device)),
+        *(_dry_kmeans(output) if dry else _kmeans(output, device)),
         *_scripts(output, dry),
     ]
 
@@ -54,7 +56,8 @@ def _interpreter(dry: bool) -> tuple[tuple[str, str], ...]:
 
 def _table(output: Path, name: str, limit_s: float, *options: str, stage: str = "loss") -> Step:
     # Each in a process of its own: a peer that corrupts the device's memory ends its own table only.
-    command, file = {"loss": LOSS, "topk": TOPK, "rows": ROWS}[stage], f"{stage}-{name}.json"
+    command = {"loss": LOSS, "topk": TOPK, "rows": ROWS, "kmeans": KMEANS}[stage]
+    file = f"{stage}-{name}.json"
     return Step(stage, name, (*command, "--output", str(output / file), *options), limit_s, file)
 
 
@@ -91,6 +94,25 @@ def _rows(output: Path, device: str) -> list[Step]:
 def _dry_rows(output: Path) -> list[Step]:
     at = ("--device", "cpu", "--n", "96", "--d", "48", "--repeat", "2", "--no-memory", "--peers", "eager")
     return [_table(output, "small", 60, *at, stage="rows")]
+
+
+def _kmeans(output: Path, device: str) -> list[Step]:
+    at = ("--device", device, "--repeat", "5")
+    return [
+        _table(output, "bfloat16", 60, *at, "--n", "262144", "--k", "4096", "--d", "768", stage="kmeans"),
+        # FlashLib's faster kernel takes rows of at most 512.
+        _table(output, "384", 40, *at, "--n", "262144", "--k", "4096", "--d", "384", stage="kmeans"),
+        # fastkmeans and fast-pytorch-kmeans have no bfloat16.
+        _table(output, "float16", 40, *at, "--n", "131072", "--k", "1024", "--d", "768", "--dtype", "float16",
+               stage="kmeans"),
+        _table(output, "cosine", 40, *at, "--n", "131072", "--k", "1024", "--d", "768", "--metric", "cosine",
+               stage="kmeans"),
+    ]  # fmt: skip
+
+
+def _dry_kmeans(output: Path) -> list[Step]:
+    at = ("--device", "cpu", "--n", "96", "--k", "8", "--d", "48", "--iterations", "2", "--repeat", "2", "--no-memory")
+    return [_table(output, "small", 60, *at, "--peers", "torch chunked", stage="kmeans")]
 
 
 def _tables(output: Path, device: str) -> list[Step]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from .figures import accuracy_figure, loss_figure
 from .files import Files, Unreadable, read_files
 from .gpu import model_table, target_table
+from .kmeans import kmeans_table, kmeans_target_table
 from .loss import accuracy_table, full_table, left_out, short_table
 from .mining import mining_figure, scifact_table, vaswani_table
 from .nearest import search_table
@@ -51,7 +52,7 @@ def page(files: Files) -> str:
     for path, document in files.gpu.items():
         parts += [f"### {document['machine'].get('gpu', '')} ({path}.json)", full_table(document)]
     parts += ["### Roofline model, sm_90", model_table(files.roofline), *_rows_parts(files), *_nearest_parts(files),
-              "## STS after training", sts_table(files.sts)]  # fmt: skip
+              *_kmeans_parts(files), "## STS after training", sts_table(files.sts)]  # fmt: skip
     return "\n\n".join(parts) + "\n"
 
 
@@ -75,6 +76,18 @@ def _nearest_parts(files: Files) -> list[str]:
               "### Training with them: SciFact", scifact_table(files.retrieval),
               "### False ones among them: Vaswani", vaswani_table(files.retrieval)]  # fmt: skip
     return [*parts, "![mined negatives](results/retrieval.png)"] if files.retrieval else parts
+
+
+def _kmeans_parts(files: Files) -> list[str]:
+    """K-means: what is wanted, then every number."""
+    parts = ["## K-means", kmeans_target_table(files.kmeans, files.gpu_kmeans), "### K-means on the CPU",
+             kmeans_table(files.kmeans, "K-means on the CPU", "make kmeans")]  # fmt: skip
+    for path, document in files.gpu_kmeans.items():
+        parts += [f"### K-means on {document['machine'].get('gpu', '')} ({path}.json)",
+                  kmeans_table(document, "K-means", "make gpu")]  # fmt: skip
+    if files.gpu_kmeans:
+        return parts
+    return [*parts, "### K-means on a GPU", kmeans_table(None, "K-means on a GPU", "make gpu")]
 
 
 def make_report(root: Path) -> list[Path]:

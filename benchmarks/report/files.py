@@ -28,14 +28,16 @@ class Files(NamedTuple):
     gpu_topk: dict[str, dict]  # gpu/sm_90/topk -> document of `fastcse bench topk`
     rows: dict | None  # document of `fastcse bench rows`
     gpu_rows: dict[str, dict]  # gpu/sm_90/rows -> document of `fastcse bench rows`
+    kmeans: dict | None  # document of `fastcse bench kmeans`
+    gpu_kmeans: dict[str, dict]  # gpu/sm_90/kmeans -> document of `fastcse bench kmeans`
 
 
 def read_files(folder: Path) -> Files:
     """All of benchmarks/results."""
     cpu = {loss: found for loss in LOSSES if (found := _bench(folder / f"loss_{loss}_cpu.json"))}
-    gpu, gpu_topk, gpu_rows = (
+    gpu, gpu_topk, gpu_rows, gpu_kmeans = (
         {path.relative_to(folder).with_suffix("").as_posix(): _bench(path) for path in sorted(folder.glob(pattern))}
-        for pattern in ("gpu/*/loss.json", "gpu/*/topk.json", "gpu/*/rows.json")
+        for pattern in ("gpu/*/loss.json", "gpu/*/topk.json", "gpu/*/rows.json", "gpu/*/kmeans.json")
     )
     roofline = folder / "compiled_roofline.csv"
     lines = list(csv.DictReader(roofline.open(encoding="utf-8"))) if roofline.exists() else []
@@ -43,7 +45,7 @@ def read_files(folder: Path) -> Files:
         cpu, _bench(folder / "accuracy_cpu.json"), _json(folder / "sts.json", ("runs",)), gpu, lines,
         _bench(folder / "topk_cpu.json"), _bench(folder / "mining_cpu.json"),
         _json(folder / "retrieval.json", ("command", "machine")), gpu_topk,
-        _bench(folder / "rows_cpu.json"), gpu_rows,
+        _bench(folder / "rows_cpu.json"), gpu_rows, _bench(folder / "kmeans_cpu.json"), gpu_kmeans,
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .clusters.problem import ClustersProblem
 from .nearest.problem import TopkProblem
 from .problem import LossProblem
 from .rows.problem import RowsProblem
@@ -19,7 +20,7 @@ CENTRES = 64
 STAGES = {"early": 2.0, "late": 0.33}
 
 
-def make_rows(problem: LossProblem | TopkProblem | RowsProblem) -> tuple[Tensor, Tensor]:
+def make_rows(problem: LossProblem | TopkProblem | RowsProblem | ClustersProblem) -> tuple[Tensor, Tensor]:
     """(N, D) anchors and (M, D) candidates, not normalised, that want gradients where the mode is "full"; the same for
     the same seed."""
     # Made where they are used: a million rows made on the CPU would take longer than the measurement.

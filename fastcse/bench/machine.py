@@ -15,7 +15,8 @@ from ..ops.dispatch import backends
 
 PACKAGES = ("torch", "triton", "sentence-transformers", "open_clip_torch", "pytorch-metric-learning", "gradcache",
             "liger-kernel", "cut-cross-entropy", "inf-cl", "quack-kernels", "faiss-cpu",
-            "faiss-gpu-cuvs", "flashlib", "cuvs-cu12", "datasets")  # fmt: skip
+            "faiss-gpu-cuvs", "flashlib", "cuvs-cu12", "scikit-learn", "flash-kmeans", "fastkmeans",
+            "fast-pytorch-kmeans", "datasets")  # fmt: skip
 
 
 def machine(device: str) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def measure(
     # Once more: it may have failed since, beside the memory of the others.
     _check_ourselves(subject, result)
     for row in result.rows:
-        if memory and row.status == "measured" and min(problem.n, problem.m) >= SMALLEST_WEIGHED:
+        if memory and row.status == "measured" and problem.n * problem.m >= SMALLEST_WEIGHED**2:
             _weigh(problem, row)
         step("memory")
     return result

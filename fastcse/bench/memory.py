@@ -14,7 +14,7 @@ from .subject import Problem
 from .subjects import subject_of
 
 MIB = 1 << 20
-# Below this many rows the process's own noise is larger than the matrix.
+# Below this many rows by this many the process's own noise is larger than the matrix.
 SMALLEST_WEIGHED = 2048
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .clusters.problem import ClustersProblem
+from .clusters.subject import CLUSTERS
 from .loss import LOSS
 from .mining import MINING, MiningProblem
 from .nearest.problem import TopkProblem
@@ -11,7 +13,9 @@ from .rows.problem import RowsProblem
 from .rows.subject import ROWS
 from .subject import Problem, Subject
 
-SUBJECTS: dict[type, Subject] = {LossProblem: LOSS, TopkProblem: NEAREST, MiningProblem: MINING, RowsProblem: ROWS}
+SUBJECTS: dict[type, Subject] = {
+    LossProblem: LOSS, TopkProblem: NEAREST, MiningProblem: MINING, RowsProblem: ROWS, ClustersProblem: CLUSTERS,
+}  # fmt: skip
 
 
 def subject_of(problem: Problem) -> Subject:

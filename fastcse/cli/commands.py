@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .bench import bench
+from .cluster.command import cluster
 from .console import INTERRUPTED, fail
 from .demo.command import demo
 from .eval import evaluate
@@ -20,6 +21,7 @@ app.command("info")(info)
 app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("mine")(mine)
+app.command("cluster")(cluster)
 app.command("demo")(demo)
 app.add_typer(bench)
 

@@ -19,7 +19,7 @@ from .rows import _stride, address, half_rows, inverse_norms
 
 # A piece of products stays in the last-level cache between the product and the pass over it.
 PIECE_BYTES = 4 << 20
-MOST_ROWS = 1024
+MOST_ROWS = 8192
 HALF_EPSILON, EPSILON = 2.0**-9, 2.0**-24
 # Where more than this share of the centroids had to be scored from the rows, bfloat16 cannot tell them apart.
 CROWDED = 0.05

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from .clusters import kmeans
 from .loss import loss
 from .mining import mining
 from .nearest import nearest
@@ -15,3 +16,4 @@ bench.command("loss")(loss)
 bench.command("topk")(nearest)
 bench.command("mining")(mining)
 bench.command("rows")(rows)
+bench.command("kmeans")(kmeans)
