@@ -1,7 +1,11 @@
 """ClusterNS's clustering: where it starts, how it moves, and that it goes on after being saved."""
 
+import multiprocessing
+from datetime import timedelta
+
 import pytest
 import torch
+import torch.distributed as dist
 
 import fastcse
 from fastcse import OnlineKMeans
@@ -196,3 +200,34 @@ def test_bad_batches_are_refused():
         OnlineKMeans(4, 3, threshold=1.0)(Z1, Z2)
     with pytest.raises(ValueError, match=r"anchor must have rows of length 5, got \(3, 3\)"):
         OnlineKMeans(2, 5)(Z1, Z2)
+
+
+def one_rank(rank, ranks, folder):
+    """Both ranks see the same gathered rows, and draw their own first anchor; what rank 0 drew is everybody's."""
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks, timeout=timedelta(seconds=60)
+    )
+    clusters = OnlineKMeans(3, 5, threshold=1.0, seed=rank, rate=0.1)
+    for anchor, candidate in batches(3):
+        clusters(anchor, candidate)
+    torch.save(clusters.centroids, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_every_rank_has_the_centroids_of_rank_0(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    ranks = [context.Process(target=one_rank, args=(rank, 2, str(tmp_path))) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(90)
+    assert [process.exitcode for process in ranks] == [0, 0]
+    kept = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    assert torch.equal(*kept)
+    alone = OnlineKMeans(3, 5, threshold=1.0, seed=0, rate=0.1)
+    other = OnlineKMeans(3, 5, threshold=1.0, seed=1, rate=0.1)
+    for anchor, candidate in batches(3):
+        alone(anchor, candidate)
+        other(anchor, candidate)
+    assert torch.equal(kept[0], alone.centroids)
+    assert not torch.equal(alone.centroids, other.centroids)
