@@ -13,7 +13,7 @@ from ..losses.clusterns import FALSE_NEGATIVES
 from ..ops.dispatch import backends
 from ..pairs import STEPS
 from .bank_options import BankOptions
-from .clusters import ClusterOptions
+from .cluster_options import ClusterOptions
 from .objectives import get_objective, resolve_options
 
 POOLINGS = ("cls", "mean")

@@ -18,7 +18,8 @@ from ..evaluation.sts import read_sts, sts_folder
 from ..integrations.sentence_transformers import FusedContrastiveLoss
 from .bank_options import BankOptions
 from .checkpoints import prepare_output
-from .clusters import ClusterOptions, ClusterUpkeep
+from .cluster_options import ClusterOptions
+from .clusters import ClusterUpkeep
 from .corpus_bank import Bank, make_bank
 from .data import check_fills_a_batch, read_corpus, read_pairs
 from .encoders import has_dropout, load_encoder
