@@ -92,7 +92,9 @@ def sklearn_fit(points, start, **options):
 def assert_agree(ours, theirs, points, rtol):
     """Labels and centroids, but for points that two centroids share to float32's last digits."""
     assert ours.n_iter_ == theirs.n_iter_
-    assert ours.inertia_ == pytest.approx(theirs.inertia_, rel=rtol)
+    assert ours.inertia_ == pytest.approx(
+        theirs.inertia_, rel=10 * rtol
+    )  # scikit-learn adds float32 in float32, by thread
     scale = np.abs(points).max()
     np.testing.assert_allclose(
         ours.cluster_centers_.cpu().numpy(), theirs.cluster_centers_, rtol=0, atol=20 * rtol * scale
