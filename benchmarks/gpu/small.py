@@ -50,7 +50,19 @@ def calls(backend: str) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
         moved = [fastcse.adversarial_positive(a, c, step=0.1, mode=mode, noise=0.0, **b) for mode in ("l2", "sign")]
         return torch.stack(moved).float().square().mean()
 
+    def clusters(a: Tensor, c: Tensor) -> Tensor:
+        found = fastcse.assign(a.detach(), c.detach()[:9], second=True, metric="euclidean", **b)
+        sums = fastcse.cluster_sums(a.detach(), found.index[:, 0], 9, normalize=True, **b).sums
+        return sums.square().mean() + found.value.square().mean()
+
+    def clusterns(a: Tensor, c: Tensor) -> Tensor:
+        index = torch.arange(len(a), device=a.device) % 9
+        counts = torch.arange(9, device=a.device)
+        return fastcse.clusterns_loss(a, c, index, c.detach()[:9], counts, alpha=0.1, margin_weight=1.0, **b)
+
     return {
+        "clusters": clusters,
+        "ClusterNS": clusterns,
         "quadruplet": quadruplet,
         "quadruplet by index": by_index,
         "adversarial positive": adversarial,

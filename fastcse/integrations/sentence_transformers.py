@@ -119,7 +119,8 @@ class FusedContrastiveLoss(nn.Module):
         found: OnlineAssignment | None = self.clusters(anchor, positive)
         if found is None:
             return []
-        sizes = torch.bincount(found.index.clamp_min(0), minlength=self.clusters.n_clusters)
+        # Not bincount, which reads its result's size from a GPU.
+        sizes = torch.zeros_like(found.counts).scatter_add(0, found.index.clamp_min(0), (found.index >= 0).long())
         self._record({"largest_cluster": sizes.max().float(), "empty_clusters": (sizes == 0).sum().float()})
         # A copy: the next batch moves the centroids, and this one's backward pass may come later.
         return [found.index, self.clusters.centroids.clone(), found.counts]

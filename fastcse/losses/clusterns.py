@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -103,7 +104,7 @@ def clusterns_loss(
         checks.check_finite(name, value)
     checks.check_choice("margin_reduction", margin_reduction, REDUCES)
     checks.check_choice("false_negatives", false_negatives, FALSE_NEGATIVES)
-    blocks = [] if negatives is None else negatives if isinstance(negatives, list) else [negatives]
+    blocks = [] if negatives is None else list(negatives) if isinstance(negatives, Sequence) else [negatives]
     if centroids is not None:
         # A centroid that is nobody's second has log-weight -inf: no column.
         blocks = [*blocks, CandidateBlock(centroids.detach().to(anchor.dtype), log_weight=counts.float().log())]

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..ops import checks
 from ..reference import unit_rows
 from .index import CorpusIndex
 
@@ -52,14 +53,14 @@ class CorpusNegatives:
         refresh: str | int = "never",
         generator: torch.Generator | None = None,
     ):
-        _check_count("k", k, 1)
-        _check_count("skip", skip, 0)
+        checks.check_count("k", k)
+        checks.check_count("skip", skip, 0)
         if sample is not None:
-            _check_count("sample", sample, k)
+            checks.check_count("sample", sample, k)
         if index.metric not in ("cosine", "ip"):
             raise ValueError(f"index must be of metric 'cosine' or 'ip', of similarities, got {index.metric!r}")
-        if refresh not in REFRESH:
-            _check_count("refresh", refresh, 1, f"one of {REFRESH} or ")
+        if refresh not in REFRESH and (isinstance(refresh, bool) or not isinstance(refresh, int) or refresh < 1):
+            raise ValueError(f"refresh must be one of {REFRESH} or a whole number from 1, got {refresh!r}")
         if skip + (sample or k) > len(index):
             raise ValueError(
                 f"index must have at least the {skip + (sample or k)} rows that k, skip and sample ask for, "
@@ -116,8 +117,3 @@ class CorpusNegatives:
     def __repr__(self) -> str:
         options = ("k", "skip", "sample", "max_score", "refresh")
         return f"CorpusNegatives({self.index!r}, {', '.join(f'{name}={getattr(self, name)!r}' for name in options)})"
-
-
-def _check_count(name: str, value: Any, least: int, other: str = "") -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be {other}a whole number from {least}, got {value!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from pathlib import Path
 
 import torch
@@ -28,7 +29,7 @@ class ClusterUpkeep(TrainerCallback):
         path = self.kept.before(checkpoint)
         try:
             self.clusters.load_state_dict(torch.load(path, weights_only=True))
-        except (OSError, EOFError, RuntimeError, ValueError) as error:
+        except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise InputError(f"--resume cannot read {str(path)!r}: {reason}") from None
 
