@@ -118,6 +118,9 @@ def test_writing_through_happens_in_training_only(encoder, tmp_path):
     bank = bank_of(Dataset.from_dict({"anchor": texts}), encoder, tmp_path, refresh="write-through")
     index = bank.negatives.index
     before = index.rows(index.ids)
+    with torch.no_grad():  # else a row is written with what it held
+        for parameter in encoder.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
     loss = FusedContrastiveLoss(encoder, fastcse.hsimcse_loss, corpus_negatives=bank.negatives)
     ids = torch.tensor(bank.dataset["label"][:4])
     loss.eval()([encoder.preprocess(texts[:4])], ids)
@@ -140,6 +143,7 @@ def test_parity_takes_the_cls_vector_before_the_head(encoder, tmp_path):
 
 def test_a_refresh_leaves_dropout_on_and_sees_the_trained_weights(encoder, tmp_path):
     for parity in (False, True):
+        encoder.eval()  # as it is when a run builds its bank
         bank = bank_of(
             Dataset.from_dict({"anchor": sentences(6)}), encoder, tmp_path / str(parity), refresh=1, parity=parity
         )
