@@ -1,0 +1,198 @@
+"""Any fastcse loss over the batch of all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..losses.clusterns import clusterns_loss
+from ..losses.contrastive import CandidateBlock, LossAndStats
+from ..losses.hsimcse import QUADRUPLET_WEIGHT, hsimcse_loss
+from ..losses.infonce import infonce_loss
+from ..ops import checks
+from .exchange import Exchange, shared_value
+
+PARITIES = ("exact", "simcse")
+
+
+def gathered_loss(
+    loss: Callable,
+    anchor: Tensor,
+    candidate: Tensor,
+    *more: Tensor,
+    negatives: Tensor | CandidateBlock | list | None = None,
+    everywhere: list[CandidateBlock] | None = None,
+    temperature: float | Tensor = 0.05,
+    anchor_id: Tensor | None = None,
+    candidate_id: Tensor | None = None,
+    symmetric: bool = False,
+    return_stats: bool = False,
+    parity: str = "exact",
+    group: dist.ProcessGroup | None = None,
+    **options: Any,
+) -> Tensor | LossAndStats:
+    r"""A loss of this rank's anchors against the candidates of all ranks of a process group.
+
+        loss_r = (n_r W / N) mean over this rank's n_r anchors of loss(anchor_i; all N candidates)
+
+    The mean of loss_r over the W ranks is the loss of the whole batch in one process, and so are the gradients that a
+    data-parallel wrapper averages, for every loss of fastcse: candidates, and what else a loss needs of other ranks,
+    are gathered with their gradients. Without a process group, or alone in it, this is `loss` itself.
+
+    Collective: all ranks of the group call it, as often, and each calls backward.
+
+    Args:
+        loss:      `infonce_loss`, `focal_infonce_loss`, `hsimcse_loss`, `clusterns_loss`, or another function with
+                   their arguments.
+        anchor:    (n_r, D) this rank's anchors; n_r may differ between ranks.
+        candidate: (n_r, D) candidate i is anchor i's positive.
+        more:      what the loss takes besides, for this rank's anchors: corpus negatives (n_r, D) of `hsimcse_loss`;
+                   index (n_r,), centroids, counts of `clusterns_loss`, the last two being those of the whole batch.
+        negatives: blocks of this rank. Rows of every rank are negatives of all anchors; with an `own_log_weight`, row i
+                   is anchor i's own. What every rank holds alike, as a queue, goes into `everywhere` instead.
+        everywhere: blocks that are the same on all ranks, which are not gathered; constants.
+        temperature, symmetric, anchor_id, candidate_id, return_stats: of the loss. A learned temperature's gradient is
+                   the mean of the ranks'. Ids are of the whole batch, and statistics are of this rank's anchors:
+                   `hardest_index` counts all candidates, rank 0's first.
+        parity:    "exact"; or "simcse": gradients 1 / W as large, as in multi-GPU runs of SimCSE's released code.
+        group:     a process group, or None for the default one.
+        options:   the loss's own, such as margin; its reduction is the mean.
+
+    Returns:
+        float32 scalar (float64 for float64 input), differentiable in everything the loss is.
+
+    Raises:
+        ValueError: on every rank, if they bring tensors of different number, width or type; or what the loss refuses.
+
+    Numerics: gradients of half-precision rows are summed over ranks in float32.
+
+    Source: the scaling follows sentence-transformers and open_clip (local loss, gather with gradient); SimCSE's is
+    simcse/models.py of github.com/princeton-nlp/SimCSE.
+
+    Example:
+        >>> from fastcse import infonce_loss
+        >>> z = torch.eye(3, 8)
+        >>> (gathered_loss(infonce_loss, z, z) == infonce_loss(z, z)).item()
+        True
+    """
+    checks.check_choice("parity", parity, PARITIES)
+    checks.check_rows("anchor", anchor)
+    checks.check_same_kind("candidate", candidate, "anchor", anchor)
+    if candidate.shape != anchor.shape:
+        raise ValueError(f"candidate and anchor must have as many rows, got {candidate.shape[0]} and {anchor.shape[0]}")
+    if options.pop("reduction", "mean") != "mean":
+        raise ValueError("reduction must be 'mean' over several ranks, got another")
+    blocks = _as_blocks(negatives)
+    exchange = Exchange.of([anchor, *(block.rows for block in blocks)], group)
+    if isinstance(temperature, Tensor):
+        temperature = shared_value(temperature, group)
+    batch = _Batch(exchange, anchor, candidate, blocks, everywhere or [], anchor_id, candidate_id)
+    common = {"temperature": temperature, **options}
+    if symmetric:
+        made = _both_directions(loss, batch, more, return_stats, common)
+    else:
+        made = batch.rows(loss, more, return_stats, common)
+    value = _scaled(made.loss if return_stats else made, exchange, parity)
+    return LossAndStats(value, made.stats) if return_stats else value
+
+
+@dataclass
+class _Batch:
+    """This rank's part of the batch, and the way to everybody's."""
+
+    exchange: Exchange
+    anchor: Tensor
+    candidate: Tensor
+    blocks: list[CandidateBlock]
+    everywhere: list[CandidateBlock]
+    anchor_id: Tensor | None
+    candidate_id: Tensor | None
+
+    @property
+    def positive(self) -> Tensor:
+        """(n_r,) where this rank's rows stand among those of all ranks."""
+        first = self.exchange.offset(0)
+        return torch.arange(first, first + len(self.anchor), device=self.anchor.device)
+
+    def gather(self, x: Tensor | None) -> Tensor | None:
+        """Everybody's rows of what goes with the anchors."""
+        return None if x is None else self.exchange.gather(x, 0)
+
+    def rows(self, loss: Callable, more: tuple, return_stats: bool, options: dict) -> Tensor | LossAndStats:
+        """The loss of this rank's anchors among all candidates."""
+        more, extra = _whole(loss, self, more)
+        return loss(
+            self.anchor, self.gather(self.candidate), *more, positive=self.positive,
+            negatives=[*map(self._block, range(len(self.blocks))), *self.everywhere] or None, return_stats=return_stats,
+            **self._ids(self.anchor_id, self.candidate_id), **extra, **options,
+        )  # fmt: skip
+
+    def columns(self, loss: Callable, options: dict) -> Tensor:
+        """The loss of this rank's candidates among all anchors."""
+        return loss(
+            self.candidate, self.gather(self.anchor), positive=self.positive,
+            **(self._ids(self.candidate_id, self.anchor_id) if self.candidate_id is not None else {}), **options,
+        )  # fmt: skip
+
+    def _ids(self, own: Tensor | None, other: Tensor | None) -> dict[str, Tensor]:
+        if own is None and other is None:
+            return {}
+        return {"anchor_id": own, "candidate_id": self.gather(other)}
+
+    def _block(self, k: int) -> CandidateBlock:
+        block = self.blocks[k]
+        # A weight of one's own is by place: this rank's rows come first, so that row i is still anchor i's.
+        own_first = block.own_log_weight != 0
+
+        def gather(x: Tensor | None) -> Tensor | None:
+            return None if x is None else self.exchange.gather(x, k + 1, own_first=own_first)
+
+        return CandidateBlock(
+            gather(block.rows), log_weight=gather(block.log_weight), own_log_weight=block.own_log_weight,
+            id=gather(block.id),
+        )  # fmt: skip
+
+
+def _whole(loss: Callable, batch: _Batch, more: tuple) -> tuple[tuple, dict[str, Tensor]]:
+    """What a loss needs of the other ranks besides candidates."""
+    if loss is hsimcse_loss:
+        return more, {"all_anchor": batch.gather(batch.anchor.detach()), "anchor_index": batch.positive}
+    if loss is clusterns_loss and more and more[0] is not None:
+        return more, {"candidate_index": batch.gather(more[0])}
+    return more, {}
+
+
+def _both_directions(
+    loss: Callable, batch: _Batch, more: tuple, return_stats: bool, options: dict
+) -> Tensor | LossAndStats:
+    """Half of the row direction and half of the column direction. What hsimcse adds to the rows is not halved."""
+    contrast, plain = loss, options
+    if loss is hsimcse_loss:
+        contrast = infonce_loss
+        plain = {name: value for name, value in options.items() if name in ("temperature", "backend")}
+        options = {**options, "quadruplet_weight": 2 * options.get("quadruplet_weight", QUADRUPLET_WEIGHT)}
+    made = batch.rows(loss, more, return_stats, options)
+    columns = batch.columns(contrast, plain)
+    if not return_stats:
+        return (made + columns) / 2
+    return LossAndStats((made.loss + columns) / 2, made.stats)
+
+
+def _scaled(value: Tensor, exchange: Exchange, parity: str) -> Tensor:
+    share = exchange.share(0)
+    if share != 1:
+        value = value * share
+    if parity == "simcse" and exchange.ranks > 1:
+        # The value stays, and so does what is logged.
+        value = value / exchange.ranks + value.detach() * (1 - 1 / exchange.ranks)
+    return value
+
+
+def _as_blocks(negatives: Tensor | CandidateBlock | list | None) -> list[CandidateBlock]:
+    given = [] if negatives is None else list(negatives) if isinstance(negatives, list | tuple) else [negatives]
+    return [block if isinstance(block, CandidateBlock) else CandidateBlock(block) for block in given]
