@@ -173,14 +173,16 @@ def step_rows(base: Tensor, direction: Tensor, radius: Tensor | float, kind: str
 
 
 @torch.no_grad()
-def attack_gradient(x: Tensor, anchor: Tensor, inv_temperature: Tensor | float) -> Tensor:
-    """(N, D) gradient by x of mean_i CE_i(cos(x_i, anchor_j) / temperature), label j = i, in closed form."""
+def attack_gradient(x: Tensor, anchor: Tensor, inv_temperature: Tensor | float, index: Tensor | None = None) -> Tensor:
+    """(N, D) gradient by x of sum_i CE_i(cos(x_i, anchor_j) / temperature) / M over M anchors, in closed form; the
+    label is index_i, or i."""
     scale = torch.linalg.vector_norm(x, dim=1, keepdim=True)
     scale = torch.where(scale < SHORTEST_NORM, 0.0, 1 / scale.clamp_min(SHORTEST_NORM))
     u, ux = unit_rows(anchor), unit_rows(x)
-    t = similarity(x, anchor)  # (N, N)
-    p = (t * inv_temperature).softmax(1)
-    g = (p - torch.eye(x.shape[0], dtype=x.dtype, device=x.device)) * (inv_temperature / x.shape[0])
+    t = similarity(x, anchor)  # (N, M)
+    own = torch.arange(x.shape[0], device=x.device) if index is None else index
+    g = (t * inv_temperature).softmax(1)
+    g = g.scatter_add(1, own[:, None], -torch.ones_like(g[:, :1])) * (inv_temperature / anchor.shape[0])
     return (g @ u - (g * t).sum(1, keepdim=True) * ux) * scale
 
 
@@ -205,12 +207,13 @@ def cluster_sums(points: Tensor, index: Tensor, clusters: int, normalize: bool) 
 
 
 def cluster_margin(
-    anchor: Tensor, candidate: Tensor, index: Tensor, alpha: float, beta: float
-) -> tuple[Tensor, Tensor]:
+    anchor: Tensor, candidate: Tensor, positive: Tensor, index: Tensor, candidate_index: Tensor, alpha: float,
+    beta: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Sum of the bidirectional margin over pairs of one cluster, and how many pairs those are: the whole matrix."""
-    s = similarity(anchor, candidate[: anchor.shape[0]])  # (N, N)
-    d = s - s.diagonal()[:, None]
-    same = (index[:, None] == index) & (index >= 0)[:, None]
-    same = same & ~torch.eye(len(index), dtype=torch.bool, device=index.device)
+    s = similarity(anchor, candidate)  # (N, M)
+    d = s - s.gather(1, positive[:, None])
+    same = (index[:, None] == candidate_index) & (index >= 0)[:, None]
+    same = same.scatter(1, positive[:, None], False)
     margin = (d + alpha).relu() + (-d - beta).relu()
     return torch.where(same, margin, 0.0).sum(), same.sum()

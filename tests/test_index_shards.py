@@ -1,20 +1,16 @@
 """A corpus over the ranks of torch.distributed: real processes, gloo, compared with one index over everything."""
 
-import contextlib
-import multiprocessing
 import re
-import traceback
-from datetime import timedelta
 
 import pytest
 import torch
 import torch.distributed as dist
+from ranks import together
 
 from fastcse import CorpusIndex
 from fastcse.mining import shards
 from fastcse.mining.shards import ShardedIndex
 
-SECONDS = 60
 SEED = 20231018
 
 
@@ -177,42 +173,6 @@ def a_group_of_some(rank, ranks):
     index = ShardedIndex(CorpusIndex(rows[mine], ids=mine), group)
     got = index.search(rows[mine].numpy(), 5)
     assert torch.equal(got.indices, CorpusIndex(rows).search(rows[mine], 5).indices)
-
-
-def _worker(rank, ranks, store, send, jobs):
-    """Runs jobs one after another in one group of processes: starting one takes seconds."""
-    torch.set_num_threads(1)
-    try:
-        dist.init_process_group(
-            "gloo", store=dist.FileStore(store, ranks), rank=rank, world_size=ranks, timeout=timedelta(seconds=SECONDS)
-        )
-        answers = [job(rank, ranks, *arguments) for job, *arguments in jobs]
-        dist.barrier()
-        dist.destroy_process_group()
-        send.put((rank, answers, None))
-    except BaseException:
-        send.put((rank, None, traceback.format_exc()))
-
-
-def together(tmp_path, ranks, jobs):
-    """The answers of every rank to every job; a hang or an error on any rank fails."""
-    context = multiprocessing.get_context("spawn")
-    answers, store = context.Queue(), str(tmp_path / "store")
-    started = [context.Process(target=_worker, args=(r, ranks, store, answers, jobs)) for r in range(ranks)]
-    for process in started:
-        process.start()
-    try:
-        got = [answers.get(timeout=2 * SECONDS) for _ in started]
-        for process in started:
-            process.join(timeout=SECONDS)
-        assert [process.exitcode for process in started] == [0] * ranks
-    finally:
-        for process in started:
-            with contextlib.suppress(ValueError):
-                process.kill()
-    errors = [f"rank {rank}:\n{error}" for rank, _, error in got if error]
-    assert not errors, "\n".join(errors)
-    return [answer for _, answer, _ in sorted(got, key=lambda x: x[0])]
 
 
 @pytest.mark.parametrize("ranks", [2, 3])

@@ -6,13 +6,14 @@ import contextlib
 import functools
 import json
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console, RenderableType
 
-from ..evaluation.files import InputError
+from ..evaluation.files import InputError, RunError
 
 EXTRAS = {
     "sentence_transformers": "train", "transformers": "train", "datasets": "train", "accelerate": "train",
@@ -72,6 +73,9 @@ def one_sentence_errors(command: Callable) -> Callable:
             fail(
                 f"this command needs {error.name}, which is not installed: pip install 'fastcse[{EXTRAS[error.name]}]'"
             )
+        except RunError as error:
+            fail(str(error))
+            raise typer.Exit(1) from None
         except KeyboardInterrupt:
             print("Stopped.", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from None
@@ -88,7 +92,9 @@ def quiet_stdout() -> Iterator[None]:
 
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
-    with contextlib.redirect_stdout(sys.stderr):
+    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+        # Libraries warn one another of names to come; a user can do nothing about it.
+        warnings.simplefilter("ignore", FutureWarning)
         yield
 
 

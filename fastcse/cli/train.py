@@ -28,7 +28,10 @@ def train(
     hard_negatives: Annotated[
         str | None, typer.Option(metavar="FILE", help="What fastcse mine wrote for --corpus or --pairs.")
     ] = None,
-    batch_size: Annotated[int, whole_option("Sentences, or pairs, in a batch.")] = 64,
+    batch_size: Annotated[int, whole_option("Sentences, or pairs, in a batch of all processes together.")] = 64,
+    mini_batch_size: Annotated[
+        int | None, whole_option("Encode the batch in such parts: memory no longer depends on it. (default: whole)")
+    ] = None,
     max_steps: Annotated[int, whole_option("Optimizer steps.")] = 1000,
     lr: Annotated[float, real_option("First learning rate; it decays linearly to 0.")] = 3e-5,
     max_length: Annotated[int, whole_option("Tokens of a sentence, in training only.")] = 32,
@@ -87,6 +90,16 @@ def train(
         int | None,
         whole_option("Steps between evaluations and checkpoints. (default: 125, or a quarter of a short run)"),
     ] = None,
+    patience: Annotated[
+        int | None, whole_option("Stop after this many evaluations without a better score. (default: never)")
+    ] = None,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Encode in bfloat16 (autocast).")] = False,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Less memory of activations, a third more time.")
+    ] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write the log for TensorBoard too, in DIR/runs.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run of --output-dir.")] = False,
     backend: Backend = None,
     as_json: Json = False,
@@ -99,8 +112,10 @@ def train(
 
     options = TrainOptions(
         output_dir=output_dir, objective=objective, model=model, pooling=pooling, corpus=corpus, pairs=pairs,
-        hard_negatives=hard_negatives, batch_size=batch_size, max_steps=max_steps, lr=lr, max_length=max_length,
-        seed=seed, sts_dir=sts_dir, eval_steps=eval_steps, resume=resume, backend=backend,
+        hard_negatives=hard_negatives, batch_size=batch_size, mini_batch_size=mini_batch_size, max_steps=max_steps,
+        lr=lr, max_length=max_length,
+        seed=seed, sts_dir=sts_dir, eval_steps=eval_steps, patience=patience, bf16=bf16,
+        gradient_checkpointing=gradient_checkpointing, tensorboard=tensorboard, resume=resume, backend=backend,
         objective_options={
             "temperature": temperature, "margin": margin, "quadruplet_weight": quadruplet_weight,
             "adversarial_step": adversarial_step, "adversarial_mode": adversarial_mode, "noise": noise,
@@ -119,7 +134,8 @@ def train(
         from ..training import run
 
         report = run.train(options)
-    show(report.as_dict(), as_json, _table(report))
+    if report.rank == 0:
+        show(report.as_dict(), as_json, _table(report))
 
 
 def _table(report: TrainReport) -> Table:

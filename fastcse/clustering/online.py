@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from ..distributed import Exchange, total_over_ranks
 from ..ops import checks
 from ..ops.clusters import assign, cluster_sums
 from .online_start import STARTS, Arriving, first_centroids, mean_similarity
@@ -48,11 +49,12 @@ class OnlineKMeans(nn.Module):
                          before, as released; "max-min": the one whose largest similarity to all those chosen is least.
         threshold:       of the mean cosine.
         seed:            of the first anchor; None draws it from torch.
+        across_ranks:    of a process group: the batch is what all ranks bring. Each assigns its own anchors, and sums
+                         go over the ranks, so that all hold the same centroids; every rank makes every call.
         backend:         "triton" | "cpp" | "reference"; None chooses by device and dtype.
 
     The state_dict holds everything, so that a resumed run goes on alike: centroids, whether it has started, and the
-    moments of AdamW. In a process group the centroids of rank 0 are everybody's at the start; each rank is to be given
-    the gathered anchors.
+    moments of AdamW. In a process group the centroids of rank 0 are everybody's at the start.
 
     Raises:
         ValueError: an option out of range, rows of another length, fewer anchors than clusters at the start.
@@ -84,6 +86,7 @@ class OnlineKMeans(nn.Module):
         start: str = "chain",
         threshold: float = 0.4,
         seed: int | None = None,
+        across_ranks: bool = False,
         backend: str | None = None,
     ):
         super().__init__()
@@ -97,6 +100,7 @@ class OnlineKMeans(nn.Module):
             raise ValueError(f"rate must be in (0, 1], got {rate!r}")
         self.n_clusters, self.mode, self.rate, self.centroid_reduce = n_clusters, mode, float(rate), centroid_reduce
         self.start, self.threshold, self.seed, self.backend = start, float(threshold), seed, backend
+        self.across_ranks = across_ranks
         self.register_buffer("centroids", torch.zeros(n_clusters, dim))
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
@@ -129,7 +133,11 @@ class OnlineKMeans(nn.Module):
         found = self._assign(anchor, True)
         counts = torch.zeros_like(self.centroids[:, 0], dtype=torch.int64)
         counts.scatter_add_(0, found[:, 1].clamp_min(0), (found[:, 1] >= 0).long())
-        return OnlineAssignment(found[:, 0], found[:, 1], counts)
+        return OnlineAssignment(found[:, 0], found[:, 1], self._total(counts))
+
+    def _total(self, x: Tensor) -> Tensor:
+        """The sum over the ranks."""
+        return total_over_ranks(x) if self.across_ranks else x
 
     def _assign(self, anchor: Tensor, second: bool) -> Tensor:
         centroids = self.centroids.to(torch.promote_types(anchor.dtype, torch.float32))
@@ -137,12 +145,15 @@ class OnlineKMeans(nn.Module):
 
     def _is_time(self, anchor: Tensor, candidate: Tensor) -> bool:
         """Whether a mean cosine has fallen to the threshold: this batch's, on a GPU that of `LAG` batches ago."""
-        self._waiting.append(Arriving.of(mean_similarity(anchor, candidate)))
-        # Every rank sees the same gathered rows, and so starts at the same step.
+        self._waiting.append(Arriving.of(mean_similarity(anchor, candidate, self._total)))
+        # Every rank has the same sums, and so starts at the same step.
         lag = self.LAG if anchor.is_cuda else 0
         return len(self._waiting) > lag and self._waiting.pop(0).value() <= self.threshold
 
     def _begin(self, anchor: Tensor, candidate: Tensor) -> None:
+        if self.across_ranks:
+            exchange = Exchange.of([anchor])
+            anchor, candidate = exchange.gather(anchor, 0), exchange.gather(candidate, 0)
         if anchor.shape[0] < self.n_clusters:
             raise ValueError(
                 f"n_clusters must be at most the anchors of a batch, got {self.n_clusters} and {anchor.shape[0]}"
@@ -157,16 +168,19 @@ class OnlineKMeans(nn.Module):
 
     def _move(self, anchor: Tensor, index: Tensor) -> None:
         found = cluster_sums(anchor, index, self.n_clusters, backend=self.backend)
-        there = (found.counts > 0)[:, None]
-        sums, counts = found.sums.float(), found.counts.clamp_min(1)[:, None].float()
+        # Sums, and how many: of each cluster, and of all.
+        numbers = torch.cat([found.counts, found.counts.new_tensor([anchor.shape[0]])])
+        sums, numbers = self._total(found.sums.to(self.centroids)), self._total(numbers)
+        counts = numbers[:-1, None]
+        there = counts > 0
         if self.mode == "adamw":
-            return self._adamw(sums, found.counts[:, None].float(), anchor.numel())
-        new = sums / counts if self.centroid_reduce == "mean" else sums
+            return self._adamw(sums, counts.to(self.centroids), numbers[-1] * anchor.shape[1])
+        new = sums / counts.clamp_min(1).to(self.centroids) if self.centroid_reduce == "mean" else sums
         if self.mode == "momentum":
             new = torch.lerp(self.centroids, new, self.rate)
         self.centroids.copy_(torch.where(there, new, self.centroids))
 
-    def _adamw(self, sums: Tensor, counts: Tensor, entries: int) -> None:
+    def _adamw(self, sums: Tensor, counts: Tensor, entries: Tensor) -> None:
         """The loss is the mean over `entries` of (anchor - centroid)^2. A centroid without anchors rests, moments and
         decay included."""
         self.steps += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -34,9 +35,12 @@ class Arriving:
         return float(self.host)
 
 
-def mean_similarity(anchor: Tensor, candidate: Tensor) -> Tensor:
-    """0-dim mean cosine of all anchors with all candidates: the product of the means of their unit rows."""
-    mean = [unit_rows(x.double()).mean(0) for x in (anchor, candidate)]
+def mean_similarity(anchor: Tensor, candidate: Tensor, total: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
+    """0-dim mean cosine of all anchors with all candidates: the product of the means of their unit rows. `total` sums
+    over the ranks."""
+    sums = torch.stack([unit_rows(x.double()).sum(0) for x in (anchor, candidate)])
+    sums = total(torch.cat([sums, torch.full_like(sums[:1], anchor.shape[0])]))
+    mean = sums[:2] / sums[2]
     return mean[0] @ mean[1]
 
 

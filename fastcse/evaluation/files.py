@@ -15,6 +15,11 @@ class InputError(ValueError):
     """
 
 
+class RunError(RuntimeError):
+    """What ended a run from outside, a full disk or a lost process, in one sentence. The command line prints it and
+    ends with exit code 1."""
+
+
 def read_lines(path: str | Path, argument: str) -> list[str]:
     """The lines of a UTF-8 text file, without their ends; a name ending in `.gz` is unpacked.
 

@@ -33,22 +33,33 @@ class StsResult:
 class StsEvaluator(EmbeddingSimilarityEvaluator):
     """sentence-transformers' evaluator; each distinct sentence is encoded once, and the rows are kept for later.
 
-    After a call, `rows1` and `rows2` are the (pairs, D) float32 embeddings of the two sides.
+    After a call, `rows1` and `rows2` are the (pairs, D) float32 embeddings of the two sides. With `spread`, alignment
+    and uniformity are among the scores.
     """
 
-    def __init__(self, pairs: StsSet, *, name: str, batch_size: int = 64, progress: tqdm | None = None):
+    def __init__(
+        self, pairs: StsSet, *, name: str, batch_size: int = 64, progress: tqdm | None = None, spread: bool = False
+    ):
         super().__init__(
             pairs.sentence1, pairs.sentence2, pairs.score,
             batch_size=batch_size, main_similarity="cosine", name=name,
         )  # fmt: skip
-        self.progress = progress
+        self.progress, self.spread = progress, spread
+        self.close = torch.tensor(pairs.score) > CLOSE
 
     def __call__(self, model: SentenceTransformer, *args, **kwargs) -> dict[str, float]:
         both = self.sentences1 + self.sentences2
         with self._bar(len(set(both))) as progress:
             rows = encode_distinct(model, both, batch_size=self.batch_size, progress=progress)
         self.rows1, self.rows2 = rows[: len(self.sentences1)], rows[len(self.sentences1) :]
-        return super().__call__(model, *args, **kwargs)
+        scores = super().__call__(model, *args, **kwargs)
+        return {**scores, **self._spread()} if self.spread else scores
+
+    def _spread(self) -> dict[str, float]:
+        found = {f"{self.name}_uniformity": float(uniformity(torch.cat([self.rows1, self.rows2])))}
+        if self.close.any():
+            found[f"{self.name}_alignment"] = float(alignment(self.rows1[self.close], self.rows2[self.close]))
+        return found
 
     def _bar(self, total: int):
         """The bar that was given, left open, or one of its own that disappears."""
@@ -84,7 +95,7 @@ def _evaluate(model: SentenceTransformer, pairs: StsSet, batch_size: int, progre
     progress.set_postfix_str(pairs.name)
     evaluator = StsEvaluator(pairs, name="sts", batch_size=batch_size, progress=progress)
     spearman = evaluator(model)["sts_spearman_cosine"]
-    close = torch.tensor(pairs.score) > CLOSE
+    close = evaluator.close
     return StsResult(
         name=pairs.name,
         pairs=len(pairs.score),

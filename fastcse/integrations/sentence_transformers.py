@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
+from torch import distributed as dist
 
 from ..clustering.online import OnlineAssignment, OnlineKMeans
+from ..distributed import gathered_loss, is_many, total_over_ranks
 from ..mining.corpus_negatives import CorpusNegatives
 from ..ops.dispatch import last_backend
 
@@ -34,6 +36,8 @@ class FusedContrastiveLoss(nn.Module):
                  its anchor and its positive; -1 where the bank does not hold the text.
         clusters: for `fastcse.clusterns_loss`: moves with every batch in training, and once it has started the loss is
                  called as `loss(a, p, index, centroids, counts, ...)`.
+        gather_across_devices: over several processes, take every rank's rows as candidates, with the gradient that one
+                 process would have: see `fastcse.distributed.gathered_loss`.
         backend: "triton" | "cpp" | "reference"; None lets fastcse choose.
         cite:    BibTeX for the model card.
         options: keyword arguments of `loss`, such as `temperature`, `margin` and `symmetric`.
@@ -54,6 +58,7 @@ class FusedContrastiveLoss(nn.Module):
         learnable_temperature: bool = False,
         corpus_negatives: CorpusNegatives | None = None,
         clusters: OnlineKMeans | None = None,
+        gather_across_devices: bool = False,
         backend: str | None = None,
         cite: str = "",
         **options: Any,
@@ -64,7 +69,7 @@ class FusedContrastiveLoss(nn.Module):
         self.model = model
         self.loss = loss
         self.corpus_negatives, self.clusters = corpus_negatives, clusters
-        self.backend = backend
+        self.gather_across_devices, self.backend = gather_across_devices, backend
         self.cite = cite
         self.options = options
         self.log_temperature = (
@@ -92,12 +97,16 @@ class FusedContrastiveLoss(nn.Module):
         more = [] if self.corpus_negatives is None else [self._from_corpus(anchor, positive, labels)]
         if self.clusters is not None:
             more += self._clustered(anchor, positive)
-        loss, stats = self.loss(
-            anchor, positive, *more, negatives=negatives or None, backend=self.backend, return_stats=True,
-            **options,
-        )  # fmt: skip
+        options |= {"negatives": negatives or None, "backend": self.backend, "return_stats": True}
+        if self.gather_across_devices:
+            loss, stats = gathered_loss(self.loss, anchor, positive, *more, **options)
+        else:
+            loss, stats = self.loss(anchor, positive, *more, **options)
         self.used_backend = last_backend()
         self._record(stats._asdict())
+        there = stats.hardest_similarity > -torch.inf
+        hardest = torch.where(there, stats.hardest_similarity, 0.0).sum() / there.sum().clamp_min(1)
+        self._record({"hardest_similarity": hardest})
         return loss
 
     def _from_corpus(self, anchor: Tensor, positive: Tensor, ids: Tensor | None) -> Tensor:
@@ -134,10 +143,15 @@ class FusedContrastiveLoss(nn.Module):
 
     def take_stats(self) -> dict[str, float]:
         """Accuracy, mean similarities and what else the loss has numbers of, since the last call of this method, each
-        the mean over the forwards."""
-        means = {name: float(total) / self._calls[name] for name, total in self._sums.items()}
+        the mean over the forwards, and over the ranks if they gather: then all of them call it."""
+        names = sorted(self._sums)
+        if not names:
+            return {}
+        means = torch.stack([(self._sums[name] / self._calls[name]).double() for name in names])
+        if self.gather_across_devices and is_many():
+            means = total_over_ranks(means) / dist.get_world_size()
         self._sums, self._calls = {}, {}
-        return means
+        return dict(zip(names, means.tolist()))
 
     @property
     def temperature(self) -> float | None:
@@ -151,6 +165,7 @@ class FusedContrastiveLoss(nn.Module):
             "loss": getattr(self.loss, "__name__", str(self.loss)),
             **self.options,
             **learned,
+            **({"gather_across_devices": True} if self.gather_across_devices else {}),
             "backend": self.backend,
         }
 

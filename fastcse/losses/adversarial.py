@@ -25,6 +25,7 @@ def adversarial_positive(
     mode: str = "raw",
     noise: float = 1.0,
     generator: torch.Generator | None = None,
+    anchor_index: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
     r"""Each positive moved along the gradient of the contrastive loss: a harder positive, which carries no gradient.
@@ -42,12 +43,14 @@ def adversarial_positive(
 
     Args:
         anchor:      (N, D) float16 | bfloat16 | float32 | float64. Read only, any strides.
-        positive:    (N, D) same dtype and device; row i belongs to anchor i.
+        positive:    (N, D) same dtype and device; row i belongs to anchor i. Fewer rows with `anchor_index`.
         temperature: > 0, a float or a tensor of one element.
         step:        how far; a negative one makes positives easier.
         mode:        "raw" | "l2" | "sign".
         noise:       length of the random offset, >= 0; 0 draws nothing.
         generator:   of the device; None draws from torch's own.
+        anchor_index: (rows of `positive`,) int64, the anchor that each belongs to; None: anchor i. One rank of a group
+                     moves its own positives against the anchors of all; the mean is over the anchors.
         backend:     "triton" | "cpp" | "reference"; None chooses by device and dtype.
 
     Returns:
@@ -69,7 +72,7 @@ def adversarial_positive(
         >>> adversarial_positive(z1, z2, step=0.5, mode="l2", noise=0.0)[0].tolist()
         [0.5, 1.5]
     """
-    _check(anchor, positive, temperature, step, mode, noise)
+    _check(anchor, positive, anchor_index, temperature, step, mode, noise)
     chosen = choose_backend(anchor, backend)
     offset = None
     if noise > 0:
@@ -77,19 +80,24 @@ def adversarial_positive(
         offset = torch.rand(positive.shape, generator=generator, **draw) - 0.5
     if chosen == "reference":
         record(chosen)
-        return _reference(anchor, positive, offset, float(noise), temperature, float(step), mode)
+        return _reference(anchor, positive, anchor_index, offset, float(noise), temperature, float(step), mode)
     learned = isinstance(temperature, Tensor)
     inv_temperature = temperature.detach().float().reciprocal().reshape(()) if learned else None
     return adversarial_op(
         anchor.detach(), positive.detach(), offset, float(noise), inv_temperature,
-        0.0 if learned else float(temperature), SCALED.name, float(step), mode, chosen,
+        0.0 if learned else float(temperature), SCALED.name, float(step), mode, anchor_index, chosen,
     )  # fmt: skip
 
 
-def _check(anchor: Tensor, positive: Tensor, temperature: float | Tensor, step: float, mode: str, noise: float) -> None:
+def _check(
+    anchor: Tensor, positive: Tensor, index: Tensor | None, temperature: float | Tensor, step: float, mode: str,
+    noise: float,
+) -> None:  # fmt: skip
     checks.check_rows("anchor", anchor)
     checks.check_same_kind("positive", positive, "anchor", anchor)
-    if positive.shape != anchor.shape:
+    if index is not None:
+        checks.check_vector("anchor_index", index, positive.shape[0], "positive", positive)
+    elif positive.shape != anchor.shape:
         raise ValueError(f"positive and anchor must have as many rows, got {positive.shape[0]} and {anchor.shape[0]}")
     checks.check_temperature(temperature)
     checks.check_finite("step", step)
@@ -100,13 +108,13 @@ def _check(anchor: Tensor, positive: Tensor, temperature: float | Tensor, step: 
 
 
 def _reference(
-    anchor: Tensor, positive: Tensor, offset: Tensor | None, noise: float, temperature: float | Tensor, step: float,
-    mode: str,
+    anchor: Tensor, positive: Tensor, index: Tensor | None, offset: Tensor | None, noise: float,
+    temperature: float | Tensor, step: float, mode: str,
 ) -> Tensor:  # fmt: skip
     dtype = torch.promote_types(positive.dtype, torch.float32)
     a, start = anchor.to(dtype), positive.to(dtype)
     x = start if offset is None else reference.step_rows(start, offset.to(dtype), noise, "l2")
     inv_temperature = 1.0 / (temperature.reshape(()).to(dtype) if isinstance(temperature, Tensor) else temperature)
-    g = reference.attack_gradient(x, a, inv_temperature)
+    g = reference.attack_gradient(x, a, inv_temperature, index)
     radius = step if mode == "raw" else step * torch.linalg.vector_norm(start, dim=1)
     return reference.step_rows(x, g, radius, mode).to(positive.dtype)

@@ -42,6 +42,8 @@ def clusterns_loss(
     centroids: Tensor | None = None,
     counts: Tensor | None = None,
     *,
+    positive: Tensor | None = None,
+    candidate_index: Tensor | None = None,
     margin_weight: float = 1e-3,
     alpha: float = 0.0,
     beta: float = 0.3,
@@ -65,11 +67,15 @@ def clusterns_loss(
 
     Args:
         anchor:        (N, D) float16 | bfloat16 | float32 | float64. Read only, any strides.
-        candidate:     (N, D) same dtype and device; candidate i is anchor i's positive.
+        candidate:     (M, D) same dtype and device; M = N, candidate i being anchor i's positive, unless `positive` is
+                       given.
         index:         (N,) int64, the cluster of each anchor, -1 for none; None, as before the clustering has started,
                        is InfoNCE alone.
         centroids:     (K, D), constants; None: no hard negatives.
         counts:        (K,) int64, how often each centroid is somebody's second.
+        positive:      (N,) int64, the column of each anchor's positive, where `anchor` is only a part of the batch, as
+                       one rank's, and `candidate` belongs to all of it. N^2 above is N M then.
+        candidate_index: (M,) int64, the cluster of each candidate's anchor; needed with `positive` and `index`.
         margin_weight: of bml; 0 leaves it out.
         alpha, beta:   margins; similarities between them have gradient 0.
         margin_reduction: "ref" divides by N^2, and a pair of two clusters adds max(0, alpha) + max(0, -beta), as the
@@ -99,7 +105,7 @@ def clusterns_loss(
         >>> clusterns_loss(z, z, torch.tensor([0, 0, 1]), torch.eye(2, 3), torch.tensor([1, 2])).item() > 0.0
         True
     """
-    _check(anchor, candidate, index, centroids, counts)
+    _check(anchor, candidate, positive, index, candidate_index, centroids, counts)
     for name, value in (("margin_weight", margin_weight), ("alpha", alpha), ("beta", beta)):
         checks.check_finite(name, value)
     checks.check_choice("margin_reduction", margin_reduction, REDUCES)
@@ -108,57 +114,91 @@ def clusterns_loss(
     if centroids is not None:
         # A centroid that is nobody's second has log-weight -inf: no column.
         blocks = [*blocks, CandidateBlock(centroids.detach().to(anchor.dtype), log_weight=counts.float().log())]
-    ids = _identities(index) if index is not None and false_negatives != "margin" else None
+    batch = _Batch(anchor, candidate, positive, index, index if candidate_index is None else candidate_index)
+    ids = batch.identities() if index is not None and false_negatives != "margin" else (None, None)
     call = Call(
-        SCALED, 0.0, blocks or None, temperature, False, ids, ids, True, "mean", return_stats, max_workspace_bytes,
+        SCALED, 0.0, blocks or None, temperature, False, *ids, True, "mean", return_stats, max_workspace_bytes,
         backend,
     )  # fmt: skip
-    made = contrastive_loss(anchor, candidate, None, call)
+    made = contrastive_loss(anchor, candidate, positive, call)
     infonce, stats = made if return_stats else (made, None)
     loss, margin, share = infonce, infonce.detach() * 0, infonce.detach() * 0
     if index is not None and false_negatives == "margin" and (margin_weight != 0 or return_stats):
-        margin, share = _margin(anchor, candidate, index, alpha, beta, margin_reduction, backend)
+        margin, share = _margin(batch, alpha, beta, margin_reduction, backend)
         loss = infonce + margin_weight * margin
-    if ids is not None and false_negatives == "positive":
-        loss = infonce + _attraction(anchor, candidate, ids, temperature)
+    if ids[0] is not None and false_negatives == "positive":
+        loss = infonce + _attraction(batch, *ids, temperature)
     return LossAndStats(loss, _stats(stats, infonce, margin, share)) if return_stats else loss
 
 
-def _attraction(anchor: Tensor, candidate: Tensor, ids: Tensor, temperature: float | Tensor) -> Tensor:
+class _Batch(NamedTuple):
+    """Anchors (N, D) and candidates (M, D), and the cluster of each."""
+
+    anchor: Tensor
+    candidate: Tensor
+    positive: Tensor | None
+    index: Tensor | None
+    candidate_index: Tensor | None
+
+    @property
+    def place(self) -> Tensor:
+        """(N,) the column of each anchor's positive."""
+        if self.positive is not None:
+            return self.positive
+        return torch.arange(self.anchor.shape[0], device=self.anchor.device)
+
+    def identities(self) -> tuple[Tensor, Tensor]:
+        """(N,), (M,) ids that are equal for rows of one cluster, and for no others: without a cluster, one of their
+        own, which an anchor shares with its positive."""
+        alone = -1 - torch.arange(self.candidate.shape[0], device=self.anchor.device)
+        return (
+            torch.where(self.index >= 0, self.index, -1 - self.place),
+            torch.where(self.candidate_index >= 0, self.candidate_index, alone),
+        )
+
+
+def _attraction(batch: _Batch, ids: Tensor, candidate_ids: Tensor, temperature: float | Tensor) -> Tensor:
     """Mean over the anchors of (own similarity - mean similarity over the candidates of its cluster) / temperature."""
-    dtype = torch.promote_types(anchor.dtype, torch.float32)
-    a, c = (reference.unit_rows(x.to(dtype)) for x in (anchor, candidate))
+    dtype = torch.promote_types(batch.anchor.dtype, torch.float32)
+    a, c = (reference.unit_rows(x.to(dtype)) for x in (batch.anchor, batch.candidate))
     # A cluster's place is where its id comes first among the sorted ones: no size depends on what the ids are.
-    place = torch.searchsorted(ids.sort().values, ids)
-    sizes = torch.zeros_like(ids).index_put((place,), torch.ones_like(ids), accumulate=True)
+    ordered = candidate_ids.sort().values
+    place = torch.searchsorted(ordered, candidate_ids)
+    sizes = torch.zeros_like(candidate_ids).index_put((place,), torch.ones_like(candidate_ids), accumulate=True)
     total = torch.zeros_like(c).index_put((place,), c, accumulate=True)
-    mean = (total / sizes.clamp_min(1)[:, None].to(dtype))[place]
-    gain = (a * (c - mean)).sum(1).mean() / temperature
+    mean = (total / sizes.clamp_min(1)[:, None].to(dtype))[torch.searchsorted(ordered, ids)]
+    gain = (a * (c[batch.place] - mean)).sum(1).mean() / temperature
     return gain.reshape(())
 
 
-def _identities(index: Tensor) -> Tensor:
-    """(N,) ids that are equal for rows of one cluster, and for no others: without a cluster, one of their own."""
-    alone = -1 - torch.arange(index.shape[0], device=index.device)
-    return torch.where(index >= 0, index, alone)
-
-
-def _margin(
-    anchor: Tensor, candidate: Tensor, index: Tensor, alpha: float, beta: float, how: str, backend: str | None
-) -> tuple[Tensor, Tensor]:
+def _margin(batch: _Batch, alpha: float, beta: float, how: str, backend: str | None) -> tuple[Tensor, Tensor]:
     """The bidirectional margin loss, and the share of pairs that are of one cluster."""
-    chosen, n = choose_backend(anchor, backend), anchor.shape[0]
+    anchor, candidate, positive, index, candidate_index = batch
+    chosen, n, m = choose_backend(anchor, backend), anchor.shape[0], candidate.shape[0]
     if chosen == "reference":
         record(chosen)
-        total, pairs = reference.cluster_margin(anchor, candidate, index, alpha, beta)
+        total, pairs = reference.cluster_margin(
+            anchor, candidate, batch.place, index, candidate_index, alpha, beta
+        )  # fmt: skip
     else:
         wanted = [torch.is_grad_enabled() and x.requires_grad for x in (anchor, candidate)]
-        total, pairs, *_ = cluster_margin(anchor, candidate, index, alpha, beta, wanted, chosen)
-    share = pairs.to(total.dtype) / max(n * (n - 1), 1)
+        other = None if positive is None else candidate_index
+        total, pairs, *_ = cluster_margin(
+            anchor, candidate, positive, index, other, alpha, beta, wanted, chosen
+        )  # fmt: skip
+    share = pairs.to(total.dtype) / max(n * (m - 1), 1)
     if how == "active":
-        return total / pairs.clamp_min(1), share
+        # Of all pairs of the batch the part that is due to these anchors, so that parts average to the whole.
+        return total / (_pairs_of(candidate_index).clamp_min(1).to(total.dtype) * (n / m)), share
     apart = max(alpha, 0.0) + max(-beta, 0.0)
-    return (total + (n * n - pairs) * apart) / n**2, share
+    return (total + (n * m - pairs.to(total.dtype)) * apart) / (n * m), share
+
+
+def _pairs_of(index: Tensor) -> Tensor:
+    """0-dim, how many pairs (i, j), i != j, are of one cluster."""
+    ordered = index.sort().values
+    first, last = torch.searchsorted(ordered, index), torch.searchsorted(ordered, index, right=True)
+    return torch.where(index >= 0, last - first - 1, 0).sum()
 
 
 def _stats(stats: ContrastiveStats, infonce: Tensor, margin: Tensor, share: Tensor) -> ClusterNSStats:
@@ -166,14 +206,24 @@ def _stats(stats: ContrastiveStats, infonce: Tensor, margin: Tensor, share: Tens
 
 
 def _check(
-    anchor: Tensor, candidate: Tensor, index: Tensor | None, centroids: Tensor | None, counts: Tensor | None
-) -> None:
+    anchor: Tensor, candidate: Tensor, positive: Tensor | None, index: Tensor | None, candidate_index: Tensor | None,
+    centroids: Tensor | None, counts: Tensor | None,
+) -> None:  # fmt: skip
     checks.check_rows("anchor", anchor)
     checks.check_same_kind("candidate", candidate, "anchor", anchor)
-    if candidate.shape != anchor.shape:
+    if positive is not None:
+        checks.check_positive(positive, anchor, candidate)
+        if (index is None) != (candidate_index is None):
+            raise ValueError("with positive, index and candidate_index are both given or both None, got "
+                             f"{'index' if candidate_index is None else 'candidate_index'} alone")  # fmt: skip
+    elif candidate_index is not None:
+        raise ValueError("candidate_index needs positive, got positive=None")
+    elif candidate.shape != anchor.shape:
         raise ValueError(f"candidate and anchor must have as many rows, got {candidate.shape[0]} and {anchor.shape[0]}")
     if index is not None:
         checks.check_vector("index", index, anchor.shape[0], "anchor", anchor)
+    if candidate_index is not None:
+        checks.check_vector("candidate_index", candidate_index, candidate.shape[0], "candidate", anchor)
     if (centroids is None) != (counts is None):
         given, absent = ("counts", "centroids") if centroids is None else ("centroids", "counts")
         raise ValueError(f"{given} needs {absent}, got {absent}=None")

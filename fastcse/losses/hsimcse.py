@@ -17,6 +17,8 @@ from .contrastive import Call, CandidateBlock, ContrastiveStats, LossAndStats, c
 from .infonce import SCALED
 from .quadruplet import WEIGHTS, check_hinge, check_paired, quadruplet_rows, quadruplet_total
 
+QUADRUPLET_WEIGHT = 0.22  # a literal of the released code
+
 
 class HSimCSEStats(NamedTuple):
     """By-products of `hsimcse_loss`: the fields of `ContrastiveStats`, and then
@@ -47,7 +49,7 @@ def hsimcse_loss(
     corpus_negative: Tensor,
     positive: Tensor | None = None,
     *,
-    quadruplet_weight: float = 0.22,
+    quadruplet_weight: float = QUADRUPLET_WEIGHT,
     weights: Sequence[float] = WEIGHTS,
     margin: float | Sequence[float] = 0.0,
     form: str = "weighted",
@@ -57,6 +59,8 @@ def hsimcse_loss(
     generator: torch.Generator | None = None,
     negatives: Tensor | CandidateBlock | list | None = None,
     temperature: float | Tensor = 0.05,
+    all_anchor: Tensor | None = None,
+    anchor_index: Tensor | None = None,
     symmetric: bool = False,
     anchor_id: Tensor | None = None,
     candidate_id: Tensor | None = None,
@@ -82,6 +86,8 @@ def hsimcse_loss(
         quadruplet_weight: 0 is InfoNCE alone.
         weights, margin, form: of `quadruplet_loss`.
         adversarial_step, adversarial_mode, noise, generator: `step`, `mode` and the others of `adversarial_positive`.
+        all_anchor, anchor_index: (A, D) and (N,) int64, where `anchor` is only a part of the batch, as one rank's:
+                           the anchors that adversarial positives move away from, and the place of each anchor there.
         negatives, temperature, symmetric, anchor_id, candidate_id, max_workspace_bytes: of `infonce_loss`. The hardest
                            negative is one of `candidate`; `negatives` take part in InfoNCE only.
         reduction:         "mean" | "sum" | "none".
@@ -107,6 +113,7 @@ def hsimcse_loss(
     """
     checks.check_rows("anchor", anchor)
     check_paired("corpus_negative", corpus_negative, anchor)
+    check_part(all_anchor, anchor_index)
     checks.check_finite("quadruplet_weight", quadruplet_weight)
     checks.check_finite("adversarial_step", adversarial_step)
     checks.check_choice("adversarial_mode", adversarial_mode, STEPS)
@@ -118,8 +125,8 @@ def hsimcse_loss(
     infonce, stats = contrastive_loss(anchor, candidate, positive, contrast)
     own = candidate.detach()[: anchor.shape[0]] if positive is None else candidate.detach()[positive]
     harder = adversarial_positive(
-        anchor, own, temperature=temperature, step=adversarial_step, mode=adversarial_mode, noise=noise,
-        generator=generator, backend=backend,
+        anchor if all_anchor is None else all_anchor, own, temperature=temperature, step=adversarial_step,
+        mode=adversarial_mode, noise=noise, generator=generator, anchor_index=anchor_index, backend=backend,
     )  # fmt: skip
     call = QuadrupletCall(
         anchor, harder, candidate, corpus_negative.detach(), stats.hardest_index, *hinge, True,
@@ -128,6 +135,13 @@ def hsimcse_loss(
     pulled, rows, similarity = _hinge(call, float(quadruplet_weight), reduction)
     loss = infonce + pulled
     return LossAndStats(loss, _stats(stats, infonce, rows, reduction, similarity)) if return_stats else loss
+
+
+def check_part(all_anchor: Tensor | None, anchor_index: Tensor | None) -> None:
+    """A ValueError where one is given without the other."""
+    if (all_anchor is None) != (anchor_index is None):
+        given, absent = ("anchor_index", "all_anchor") if all_anchor is None else ("all_anchor", "anchor_index")
+        raise ValueError(f"{given} needs {absent}, got {absent}=None")
 
 
 def _hinge(call: QuadrupletCall, weight: float, reduction: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..ops import checks
-from ..reference import unit_rows
 from .index import CorpusIndex
+from .sharded_bank import ShardedBank
 
 REFRESH = ("never", "write-through")
 
@@ -20,7 +20,7 @@ class CorpusNegatives:
         negative_i = mean of the `k` rows nearest to anchor_i behind the first `skip`, each to length 1
 
     Args:
-        index:     what to search: a `CorpusIndex` of metric "cosine" or "ip".
+        index:     what to search: a `CorpusIndex` of metric "cosine" or "ip", or a `ShardedBank` of such.
         k:         how many rows are averaged. Where fewer take part, those there are; where none does, the negative is
                    a zero row, whose similarity is 0.
         skip:      how many of the nearest are passed over, since they may say the same as the anchor.
@@ -44,7 +44,7 @@ class CorpusNegatives:
 
     def __init__(
         self,
-        index: CorpusIndex,
+        index: CorpusIndex | ShardedBank,
         *,
         k: int = 3,
         skip: int = 0,
@@ -81,13 +81,9 @@ class CorpusNegatives:
         count = self.skip + (self.sample or self.k)
         found = self.index.search(query, count, exclude_id=exclude_id, max_score=self.max_score)
         ids = self._drawn(found.indices[:, self.skip :])
-        there = (ids >= 0).to(self.index.device)
-        # An absent one is looked up as any row and weighs nothing.
-        known = torch.where(there, ids.to(self.index.device), self.index.ids[0])
-        near = self.index.rows(known.flatten()).to(torch.promote_types(self.index.dtype, torch.float32))
-        near = unit_rows(near).reshape(*known.shape, -1)
-        mean = (near * there[:, :, None]).sum(1) / there.sum(1, keepdim=True).clamp_min(1)
-        return mean.to(query)
+        found = (ids >= 0).sum(1, keepdim=True).clamp_min(1)
+        sums = self.index.unit_sums(ids)
+        return (sums / found.to(sums.device)).to(query)
 
     def _drawn(self, ids: Tensor) -> Tensor:
         """(N, k) of these ids (N, sample), those that are there before -1."""
@@ -98,7 +94,7 @@ class CorpusNegatives:
 
     def write(self, ids: Tensor, rows: Tensor) -> None:
         """With refresh "write-through", the new rows (n, D) of these ids (n,) into the bank; else nothing. An id of -1
-        is passed over."""
+        is passed over. Over a `ShardedBank` collective, as `rows` is."""
         if self.refresh == "write-through":
             known = ids >= 0
             self.index.update(ids[known], rows.detach()[known])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..ops.nearest import TopK
+from ..reference import unit_rows
 from . import storage
 from .approximate import FaissIndex
 from .arrays import RowIds, check_finite
@@ -160,6 +161,15 @@ class CorpusIndex(Bank):
             where = home if self.device.type == "cpu" else self.device
             found = search_blocks(self._rows, self._ids, search.to(where), self.options["block_bytes"])
         return TopK(found.values.to(home), found.indices.to(home))
+
+    def unit_sums(self, ids: Tensor) -> Tensor:
+        """(N, D) sums of the rows of these ids (N, k), each to length 1, in float32 at least; -1 adds nothing."""
+        ids = ids.to(self.device)
+        there = ids >= 0
+        # An absent one is looked up as any row and weighs nothing.
+        known = torch.where(there, ids, self.ids[0])
+        near = self.rows(known.flatten()).to(torch.promote_types(self.dtype, torch.float32))
+        return (unit_rows(near).reshape(*ids.shape, -1) * there[:, :, None]).sum(1)
 
     def _check_replaceable(self) -> None:
         super()._check_replaceable()

@@ -14,26 +14,26 @@ from .dispatch import launchers
 @custom_op("fastcse::adversarial", mutates_args=())
 def adversarial_op(
     anchor: Tensor, positive: Tensor, offset: Tensor | None, noise: float, inv_temperature: Tensor | None,
-    temperature: float, transform: str, step: float, mode: str, backend: str,
+    temperature: float, transform: str, step: float, mode: str, index: Tensor | None, backend: str,
 ) -> Tensor:  # fmt: skip
     """(N, D): positive + noise offset / |offset|, and from there a step along the gradient of the mean loss that it has
-    as an anchor with the anchors as its candidates."""
+    as an anchor with the anchors as its candidates, its own being that of `index`."""
     b = launchers(backend)
     start = b.prepare(positive.detach())
     x = start if offset is None else b.step_rows(start, b.prepare(offset), noise, "l2")
     call = Sweep(
-        x, [anchor], [None], [None], [0.0], None, None, inv_temperature, temperature, transform, 0.0, True, [False],
+        x, [anchor], [None], [None], [0.0], index, None, inv_temperature, temperature, transform, 0.0, True, [False],
         False, None, backend,
     )  # fmt: skip
     _, gradients = one_sweep.mean_with_gradient(problem(call))
     # The direction of the mean's gradient is that of the sum's.
-    radius = step / x.shape[0] if mode == "raw" else step * _lengths(b.inverse_norms(start))
+    radius = step / anchor.shape[0] if mode == "raw" else step * _lengths(b.inverse_norms(start))
     out = b.step_rows(x, gradients.anchor, radius, mode).to(positive.dtype)
     return out
 
 
 @adversarial_op.register_fake
-def _(anchor, positive, offset, noise, inv_temperature, temperature, transform, step, mode, backend):
+def _(anchor, positive, offset, noise, inv_temperature, temperature, transform, step, mode, index, backend):
     return positive.new_empty(positive.shape)
 
 

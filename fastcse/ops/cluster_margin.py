@@ -20,77 +20,92 @@ from .dispatch import launchers, record
 MOST_ROWS = 1024
 
 
-def _blocks(index: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """(anchors, members) of each cluster of two or more: some of its rows, and all of them, in their order."""
+def _members(index: Tensor) -> dict[int, Tensor]:
+    """Which rows each cluster has, in their order."""
     sorted_index, order = index.sort(stable=True)
     known = sorted_index >= 0
-    sizes = torch.unique_consecutive(sorted_index[known], return_counts=True)[1]
-    for members in order[known].split(sizes.tolist()):
-        if len(members) > 1:
-            for anchors in members.split(MOST_ROWS):
-                yield anchors, members
+    clusters, sizes = torch.unique_consecutive(sorted_index[known], return_counts=True)
+    return dict(zip(clusters.tolist(), order[known].split(sizes.tolist())))
+
+
+def _blocks(index: Tensor, candidate_index: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """(anchors, candidates) of each cluster of two or more candidates: some of the ones, and all of the others."""
+    anchors = _members(index)
+    candidates = anchors if candidate_index is None else _members(candidate_index)
+    for cluster, rows in anchors.items():
+        there = candidates.get(cluster, rows[:0])
+        if len(there) > 1:
+            for some in rows.split(MOST_ROWS):
+                yield some, there
 
 
 def forward(
-    anchor: Tensor, candidate: Tensor, index: Tensor, alpha: float, beta: float, wanted: list[bool], backend: str
-) -> list[Tensor]:
-    """[sum over pairs (i, j) of one cluster, i != j, of max(0, d_ij + alpha) + max(0, -d_ij - beta), how many pairs,
-    danchor, dcandidate], with d_ij = cos(a_i, c_j) - cos(a_i, c_i); gradients of the sum, empty where not wanted."""
+    anchor: Tensor, candidate: Tensor, positive: Tensor | None, index: Tensor, candidate_index: Tensor | None,
+    alpha: float, beta: float, wanted: list[bool], backend: str,
+) -> list[Tensor]:  # fmt: skip
+    """[sum over pairs (i, j) of one cluster, j != p = positive_i, of max(0, d_ij + alpha) + max(0, -d_ij - beta), how
+    many pairs, danchor, dcandidate], with d_ij = cos(a_i, c_j) - cos(a_i, c_p); gradients of the sum, empty where not
+    wanted."""
     b = launchers(backend)
     record(backend)
     a, c = b.prepare(anchor.detach()), b.prepare(candidate.detach())
     a_scale, c_scale = b.inverse_norms(a), b.inverse_norms(c)
-    own = torch.einsum("nd,nd->n", a.float(), c.float()) * a_scale * c_scale
-    total, pairs = own.new_zeros((), dtype=torch.float64), 0
-    pull = torch.zeros_like(own)  # (N,) how often a pair pulls at d_ij, through cos(a_i, c_i)
+    place = torch.arange(a.shape[0], device=a.device) if positive is None else positive
+    nearest, nearest_scale = c[place].float(), c_scale[place]
+    own = torch.einsum("nd,nd->n", a.float(), nearest) * a_scale * nearest_scale
+    total, pairs = own.new_zeros((), dtype=torch.float64), own.new_zeros((), dtype=torch.int64)
+    pull = torch.zeros_like(own)  # (N,) how often a pair pulls at d_ij, through cos(a_i, c_p)
     da, dc = (torch.zeros(x.shape, dtype=torch.float32, device=x.device) if w else None for x, w in zip((a, c), wanted))
-    for rows, members in _blocks(index):
+    for rows, members in _blocks(index, candidate_index):
         near, far = a[rows].float() * a_scale[rows, None], c[members].float() * c_scale[members, None]
         d = near @ far.T - own[rows, None]
-        other = rows[:, None] != members
+        other = place[rows, None] != members
         above, below = (d + alpha).relu() * other, (-d - beta).relu() * other
         total += above.sum(dtype=torch.float64) + below.sum(dtype=torch.float64)
-        pairs += rows.numel() * (members.numel() - 1)
+        pairs += other.sum()
         slope = (above > 0).float() - (below > 0).float()
         pull[rows] = slope.sum(1)
         if da is not None:
             da[rows] = slope @ far
         if dc is not None:
             dc[members] += slope.T @ near  # members are distinct: nothing is added in parallel
-    for g, x, scale, y, y_scale in ((da, a, a_scale, c, c_scale), (dc, c, c_scale, a, a_scale)):
+    if da is not None:
+        da -= (pull * nearest_scale)[:, None] * nearest
+    if dc is not None:
+        b.scatter_rows(dc, a, pull * a_scale, place, positive is None)
+    for g, x, scale in ((da, a, a_scale), (dc, c, c_scale)):
         if g is not None:
-            g -= (pull * y_scale)[:, None] * y.float()
             g *= scale[:, None]
             b.finish_rows(g, x, scale)
     made = [anchor.new_empty(0) if g is None else g.to(anchor.dtype) for g in (da, dc)]
-    return [total.float(), torch.tensor(pairs, device=anchor.device), *made]
+    return [total.float(), pairs, *made]
 
 
 cluster_margin = custom_op(
     "fastcse::cluster_margin", forward, mutates_args=(),
-    schema="(Tensor anchor, Tensor candidate, Tensor index, float alpha, float beta, bool[] wanted, str backend) "
-    "-> Tensor[]",
+    schema="(Tensor anchor, Tensor candidate, Tensor? positive, Tensor index, Tensor? candidate_index, float alpha, "
+    "float beta, bool[] wanted, str backend) -> Tensor[]",
 )  # fmt: skip
 
 
 @cluster_margin.register_fake
-def _(anchor, candidate, index, alpha, beta, wanted, backend):
+def _(anchor, candidate, positive, index, candidate_index, alpha, beta, wanted, backend):
     made = [x.new_empty(x.shape if w else 0) for x, w in zip((anchor, candidate), wanted)]
     return [anchor.new_empty((), dtype=torch.float32), anchor.new_empty((), dtype=torch.int64), *made]
 
 
 def _setup(ctx, inputs, output) -> None:
     ctx.set_materialize_grads(False)
-    ctx.wanted = inputs[5]
+    ctx.wanted = inputs[7]
     ctx.save_for_backward(*inputs[:2], *output[2:])
 
 
 def _backward(ctx, grads):
     if grads[0] is None:
-        return (None,) * 7
+        return (None,) * 9
     anchor, candidate, *made = ctx.saved_tensors
     made = scale_gradients(grads[0], made, [anchor, candidate])
-    return (*(g if w else None for g, w in zip(made, ctx.wanted)), *[None] * 5)
+    return (*(g if w else None for g, w in zip(made, ctx.wanted)), *[None] * 7)
 
 
 cluster_margin.register_autograd(_backward, setup_context=_setup)

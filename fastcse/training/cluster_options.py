@@ -46,11 +46,12 @@ class ClusterOptions:
                              f"{options.cluster_threshold}: {error}") from None  # fmt: skip
         return options
 
-    def make(self, dim: int, seed: int | None, backend: str | None = None) -> OnlineKMeans:
+    def make(self, dim: int, seed: int | None, backend: str | None = None, across_ranks: bool = False) -> OnlineKMeans:
         """The clustering, not started yet."""
         return OnlineKMeans(
             self.clusters, dim, mode=self.cluster_mode, rate=self.cluster_rate, centroid_reduce=self.centroid_reduce,
-            start=self.cluster_start, threshold=self.cluster_threshold, seed=seed, backend=backend,
+            start=self.cluster_start, threshold=self.cluster_threshold, seed=seed,
+            across_ranks=across_ranks, backend=backend,
         )  # fmt: skip
 
     def as_dict(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 from ..clustering.online import OnlineKMeans
 from ..evaluation.files import InputError
 from .kept import KeptByStep
+from .processes import Processes
 
 NAME = "clusters"
 
@@ -19,8 +20,8 @@ NAME = "clusters"
 class ClusterUpkeep(TrainerCallback):
     """Saves the clustering before each checkpoint."""
 
-    def __init__(self, clusters: OnlineKMeans, output_dir: str):
-        self.clusters, self.kept = clusters, KeptByStep(output_dir, NAME)
+    def __init__(self, clusters: OnlineKMeans, output_dir: str, processes: Processes):
+        self.clusters, self.kept, self.processes = clusters, KeptByStep(output_dir, NAME), processes
 
     def restore(self, checkpoint: Path | None) -> None:
         """Go on with the clustering of a checkpoint, or begin."""
@@ -39,10 +40,13 @@ class ClusterUpkeep(TrainerCallback):
             self.save(state.global_step)
 
     def on_save(self, args, state, control, **kwargs):
-        self.kept.prune()
+        if self.processes.is_first:
+            self.kept.prune()
 
     def save(self, step: int) -> None:
-        """The clustering as it is after `step`."""
+        """The clustering as it is after `step`; all processes hold the same."""
+        if not self.processes.is_first:
+            return
         target = self.kept.at(step)
         part = target.with_name(f".{target.name}.part")
         torch.save(self.clusters.state_dict(), part)

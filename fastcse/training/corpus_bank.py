@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
@@ -14,9 +15,11 @@ from transformers import TrainerCallback
 from ..evaluation.files import InputError
 from ..mining.corpus_negatives import CorpusNegatives
 from ..mining.index import CorpusIndex
+from ..mining.sharded_bank import ShardedBank
 from .bank_options import BankOptions
 from .data import read_corpus
 from .kept import KeptByStep
+from .processes import Processes
 
 NAME = "bank"
 
@@ -31,27 +34,32 @@ class Bank(NamedTuple):
 
 
 def make_bank(
-    dataset: Dataset, model: SentenceTransformer, options: BankOptions, output_dir: str, checkpoint: Path | None
-) -> Bank:
-    """The bank of the distinct texts of `options.bank`, by default those of `dataset`, encoded by `model`.
+    dataset: Dataset, model: SentenceTransformer, options: BankOptions, output_dir: str, checkpoint: Path | None,
+    processes: Processes | None = None,
+) -> Bank:  # fmt: skip
+    """The bank of the distinct texts of `options.bank`, by default those of `dataset`, encoded by `model`. Each process
+    holds and encodes its part.
 
     Args:
         checkpoint: of the run that is resumed: its bank is read instead.
+        processes:  of the run; None asks the launcher.
 
     Raises:
-        InputError: a bank that is smaller than the options ask for, that holds no texts, or was not saved.
+        InputError: a bank that is smaller than the options ask for, that holds no texts, or was not saved, or was by
+            another number of processes.
     """
+    processes = processes or Processes()
     encoder = before_head(model) if options.parity else model
     if checkpoint is not None:
-        index = _load(KeptByStep(output_dir, NAME).before(checkpoint), "--resume")
+        index = _load(_part(KeptByStep(output_dir, NAME).before(checkpoint), processes), "--resume")
     elif options.bank is not None and Path(options.bank).is_dir():
-        index = _load(Path(options.bank), "--bank")
+        index = _own_part(_load(Path(options.bank), "--bank"), processes)
     else:
         texts = _texts(dataset) if options.bank is None else read_corpus(options.bank, "--bank")["anchor"][:]
-        try:
-            index = CorpusIndex.from_texts(encoder, list(dict.fromkeys(texts)))
-        except ValueError as error:
-            raise InputError(f"--bank {options.bank or 'of the training text'!r}: {error}") from None
+        index = _encoded(list(dict.fromkeys(texts)), encoder, options.bank, processes)
+    ids = _ids_by_text(index, processes)
+    if processes.ranks > 1:
+        index = ShardedBank(index)
     try:
         negatives = CorpusNegatives(
             index, k=options.neighbours, skip=options.skip, sample=options.sample, max_score=options.max_similarity,
@@ -59,8 +67,8 @@ def make_bank(
         )  # fmt: skip
     except ValueError as error:
         raise InputError(f"--neighbours {options.neighbours}, --skip {options.skip}: {error}") from None
-    labelled, missing = _with_ids(dataset, index)
-    upkeep = BankUpkeep(negatives, encoder, output_dir)
+    labelled, missing = _with_ids(dataset, ids)
+    upkeep = BankUpkeep(negatives, encoder, output_dir, processes)
     if checkpoint is None:
         upkeep.save(0)
     notes = [f"{missing:,} of {len(dataset):,} training rows are not in the bank"] if missing else []
@@ -84,10 +92,50 @@ def _texts(dataset: Dataset) -> list[str]:
     return [text for name in ("anchor", "positive") if name in dataset.column_names for text in dataset[name][:]]
 
 
-def _with_ids(dataset: Dataset, index: CorpusIndex) -> tuple[Dataset, int]:
+def _encoded(texts: list[str], encoder: SentenceTransformer, named: str | None, processes: Processes) -> CorpusIndex:
+    """This process's part of the texts, in turns, encoded."""
+    own = range(processes.rank, len(texts), processes.ranks)
+    try:
+        return CorpusIndex.from_texts(
+            encoder, [texts[i] for i in own], ids=torch.tensor(own), progress=processes.is_first
+        )  # fmt: skip
+    except ValueError as error:
+        raise InputError(f"--bank {named or 'of the training text'!r}: {error}") from None
+
+
+def _own_part(index: CorpusIndex, processes: Processes) -> CorpusIndex:
+    """Of a bank that was saved whole, the rows of this process."""
+    if processes.ranks == 1:
+        return index
+    own = index.ids[processes.rank :: processes.ranks]
+    return CorpusIndex(
+        index.rows(own), ids=own, metric=index.metric, texts=index.texts[processes.rank :: processes.ranks]
+    )
+
+
+def _part(folder: Path, processes: Processes) -> Path:
+    """Where this process's part of a saved bank is."""
+    if processes.ranks == 1:
+        return folder
+    parts = len(list(folder.glob("part-*")))
+    if parts != processes.ranks:
+        raise InputError(f"--resume found {parts} parts of {folder.name} in --output-dir {str(folder.parent)!r}: "
+                         f"expected one for each of the {processes.ranks} processes")  # fmt: skip
+    return folder / f"part-{processes.rank}"
+
+
+def _ids_by_text(index: CorpusIndex, processes: Processes) -> dict[str, int]:
+    """The id of every text of the bank, those of other processes included."""
+    own = dict(zip(index.texts, index.ids.tolist()))
+    whole: dict[str, int] = {}
+    for part in processes.everyones(own):
+        whole |= part
+    return whole
+
+
+def _with_ids(dataset: Dataset, ids: dict[str, int]) -> tuple[Dataset, int]:
     """The dataset with the ids of anchor and positive, and how many anchors have none. Equal texts are one row of the
     bank: a copy of the anchor is never its negative."""
-    ids = dict(zip(index.texts, index.ids.tolist()))
     columns = [name for name in ("anchor", "positive") if name in dataset.column_names]
     rows = [[ids.get(text, -1) for text in texts] for texts in zip(*(dataset[name][:] for name in columns))]
     return dataset.add_column("label", rows), sum(row[0] < 0 for row in rows)
@@ -106,8 +154,9 @@ def _load(folder: Path, argument: str) -> CorpusIndex:
 class BankUpkeep(TrainerCallback):
     """Refreshes the bank when it is due, and saves it before each checkpoint where it has changed since."""
 
-    def __init__(self, negatives: CorpusNegatives, encoder: nn.Module, output_dir: str):
+    def __init__(self, negatives: CorpusNegatives, encoder: nn.Module, output_dir: str, processes: Processes):
         self.negatives, self.encoder, self.kept = negatives, encoder, KeptByStep(output_dir, NAME)
+        self.processes = processes
         self.changed = False
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -121,9 +170,14 @@ class BankUpkeep(TrainerCallback):
             self.save(state.global_step)
 
     def on_save(self, args, state, control, **kwargs):
-        self.kept.prune()
+        if self.processes.is_first:
+            self.kept.prune()
 
     def save(self, step: int) -> None:
         """The bank as it is after `step`."""
-        self.negatives.index.save(self.kept.at(step))
+        folder, index = self.kept.at(step), self.negatives.index
+        if isinstance(index, ShardedBank):
+            folder.mkdir(parents=True, exist_ok=True)
+            folder, index = folder / f"part-{self.processes.rank}", index.local_index
+        index.save(folder)
         self.changed = False

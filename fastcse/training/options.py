@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from .objectives import get_objective, resolve_options
 
 POOLINGS = ("cls", "mean")
 # These do not change the losses of a run, so a resumed run may differ in them.
-FREE_ON_RESUME = {"output_dir", "resume", "backend"}
+FREE_ON_RESUME = {"output_dir", "resume", "backend", "tensorboard"}
 SIMCSE_EVAL_STEPS = 125
 DIGEST = "_sha256"  # ends the name of what is no option, but the content of the file that an option names
 
@@ -32,6 +33,9 @@ class TrainOptions:
     `objective_options` holds the options of the objective, by name, `bank_options` those of its corpus bank, and
     `cluster_options` those of its clustering.
 
+    `batch_size` is that of the whole run, whatever its processes are; with `mini_batch_size` it is encoded in such
+    parts (GradCache), so that memory does not depend on it. `patience` evaluations without a better score end the run.
+
     Raises:
         InputError: an option outside its range, named with the value that came.
     """
@@ -44,6 +48,7 @@ class TrainOptions:
     pairs: str | None = None
     hard_negatives: str | None = None
     batch_size: int = 64
+    mini_batch_size: int | None = None
     max_steps: int = 1000
     lr: float = 3e-5
     max_length: int = 32
@@ -53,6 +58,10 @@ class TrainOptions:
     seed: int = 42
     sts_dir: str | None = None
     eval_steps: int | None = None
+    patience: int | None = None
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+    tensorboard: bool = False
     resume: bool = False
     backend: str | None = None
 
@@ -67,6 +76,7 @@ class TrainOptions:
             raise InputError(f"expected exactly one of --corpus and --pairs, got {self.corpus!r} and {self.pairs!r}")
         check_pooling(self.pooling)
         check_batch_size(self.batch_size, lowest=2)
+        _check_mini_batch(self)
         check_at_least("max_steps", self.max_steps, 1)
         check_at_least("eval_steps", self.eval_steps, 1)
         check_at_least("max_length", self.max_length, 3)  # [CLS], one word, [SEP]
@@ -74,6 +84,7 @@ class TrainOptions:
         _positive("lr", self.lr)
         for name, value in self.objective_options.items():
             _check_objective_option(name, value)
+        _check_ending(self)
         check_backend(self.backend)
 
     def identity(self) -> dict[str, Any]:
@@ -83,6 +94,24 @@ class TrainOptions:
             content = Path(self.hard_negatives).read_bytes()
             chosen[f"hard_negatives{DIGEST}"] = hashlib.sha256(content).hexdigest()
         return chosen
+
+
+def _check_mini_batch(options: TrainOptions) -> None:
+    if options.mini_batch_size is None:
+        return
+    check_at_least("mini_batch_size", options.mini_batch_size, 1)
+    if options.mini_batch_size > options.batch_size:
+        raise InputError(f"--mini-batch-size is {options.mini_batch_size}: expected at most the "
+                         f"{options.batch_size} of --batch-size")  # fmt: skip
+
+
+def _check_ending(options: TrainOptions) -> None:
+    if options.patience is not None:
+        check_at_least("patience", options.patience, 1)
+        if options.sts_dir is None:
+            raise InputError(f"--patience {options.patience} needs --sts-dir, whose scores it waits for")
+    if options.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise InputError("--tensorboard needs tensorboard, which is not installed: pip install tensorboard")
 
 
 def _bank_options(objective: str, given: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,13 @@ from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from sentence_transformers.sentence_transformer.training_args import BatchSamplers
 from tqdm.auto import tqdm
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from ..evaluation.files import InputError
 from ..integrations.sentence_transformers import FusedContrastiveLoss
@@ -26,6 +32,10 @@ SHOWN = {
     "loss": "loss", "accuracy": "acc", "positive_similarity": "pos", "negative_similarity": "neg", "quadruplet": "quad",
     "active_share": "active",
 }  # fmt: skip
+# transformers gave the option another name in version 5.
+CHECKPOINTING = (
+    "activation_checkpointing" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient_checkpointing"
+)
 LOGGED_STEPS = 1000  # at most this many entries in the log of a run
 
 
@@ -89,14 +99,23 @@ def make_trainer(
     evaluator: BaseEvaluator | None = None,
     label: str = "train",
     callbacks: Sequence[TrainerCallback] = (),
+    bf16: bool = False,
+    gradient_checkpointing: bool = False,
+    patience: int | None = None,
+    tensorboard: bool = False,
 ) -> ContrastiveTrainer:
     """A trainer over `dataset`: AdamW, linear decay to 0, gradient norm clipped at 1, every batch full and without
     duplicates, and texts cut to `max_length` tokens in training only.
 
     Args:
+        batch_size: of a step, over all processes: each takes its slice of the same batches that one process would see.
         save_steps: steps between two checkpoints, and between two evaluations; None writes no checkpoint.
         evaluator:  its primary metric, taken every `save_steps` and after the last step, chooses the checkpoint that
             is loaded at the end. None loads nothing: the model stays as the last step left it.
+        bf16:       autocast of the encoder; losses compute in float32 all the same.
+        gradient_checkpointing: activations are made again in the backward pass instead of being kept.
+        patience:   evaluations without a better score that end the run.
+        tensorboard: the log as TensorBoard's events too, in the folder `runs` of the output.
     """
     score = None if evaluator is None else f"eval_{evaluator.name}_spearman_cosine"
     arguments = SentenceTransformerTrainingArguments(
@@ -108,14 +127,26 @@ def make_trainer(
         eval_strategy="no" if evaluator is None else "steps", eval_steps=save_steps,
         load_best_model_at_end=evaluator is not None, metric_for_best_model=score, greater_is_better=True,
         logging_steps=max(1, max_steps // LOGGED_STEPS), logging_nan_inf_filter=False, report_to="none",
-        dataloader_pin_memory=torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(), accelerator_config={"split_batches": True},
+        # Said outright: left to guess, several processes without a GPU would each train alone.
+        use_cpu=not torch.cuda.is_available(), bf16=bf16, **{CHECKPOINTING: gradient_checkpointing},
     )  # fmt: skip
+    more = [EarlyStoppingCallback(early_stopping_patience=patience)] if patience else []
+    more += [_tensorboard(output_dir)] if tensorboard else []
     trainer = ContrastiveTrainer(
         model=model, args=arguments, train_dataset=dataset, loss=loss, evaluator=evaluator,
-        callbacks=[Progress(label, score), *callbacks],
+        callbacks=[Progress(label, score), *more, *callbacks],
         data_collator=SentenceTransformerDataCollator(preprocess_fn=model.preprocess, max_length=max_length),
     )  # fmt: skip
     # Both write the log to stdout, which belongs to the result.
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _tensorboard(output_dir: str | Path) -> TrainerCallback:
+    # Here, because tensorboard is no requirement of training.
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations import TensorBoardCallback
+
+    return TensorBoardCallback(SummaryWriter(str(Path(output_dir) / "runs")))

@@ -1,0 +1,393 @@
+"""`fastcse plan`: its arithmetic against figures typed by hand, the backends' own sizes, and what runs."""
+
+import ast
+import dataclasses
+import json
+import os
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import BertConfig, BertModel
+from typer.testing import CliRunner
+
+import fastcse
+from fastcse.bench.memory import MIB, extra_memory
+from fastcse.bench.problem import LossProblem
+from fastcse.cli import app
+from fastcse.native import chunk
+from fastcse.planning import model
+from fastcse.planning.advice import smallest_change
+from fastcse.planning.encoder import ENCODERS
+from fastcse.planning.hardware import GPUS, Hardware
+from fastcse.planning.request import Run
+
+# A billion rows of a small model, as design.md 9 has it, on two hosts of eight.
+BANK = Run(batch=65536, dim=384, encoder=ENCODERS["minilm"], gpus=16, corpus=10**9, clusters=65536)
+HUGE = Run(batch=4194304, dim=768, gpus=64)
+
+
+def gb(run):
+    return {held.name: held.bytes / 1e9 for held in model.memory(run)}
+
+
+def seconds(stages, name):
+    (found,) = [stage for stage in stages if stage.name == name]
+    return found
+
+
+# Figures of design.md 9, worked out by hand
+
+
+def test_the_loss_of_a_million_on_one_gpu():
+    # 6 (2^20)^2 768 / 630e12
+    assert model.loss(Run(batch=1048576, dim=768)).seconds == pytest.approx(8.04, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("n", "d", "ms"), [(16384, 384, 0.604), (65536, 768, 11.1), (131072, 384, 37.7), (131072, 1024, 51.9)]
+)
+def test_memory_traffic_of_the_loss_is_that_of_the_table(n, d, ms):
+    # performance.md 7, "memory ms", which counts the outputs too
+    assert model.loss(Run(batch=n, dim=d)).memory == pytest.approx(ms / 1e3, rel=0.04)
+
+
+def test_gathering_four_million_candidates():
+    sent = {message.name: message for message in model.messages(HUGE)}
+    gathered = sent["candidates, all-gather"]
+    # 63/64 of 4194304 x 768 x 2; the whole of it is what every GPU then holds.
+    assert gathered.bytes == pytest.approx(6.34e9, rel=0.01)
+    assert gb(HUGE)["candidates of all GPUs"] == pytest.approx(6.44, rel=0.01)
+    assert gathered.inside == pytest.approx(14e-3, rel=0.02)
+    assert gathered.between == gathered.seconds == pytest.approx(127e-3, rel=0.01)
+    # Gradients travel in float32, and a ring reduces in two rounds: 2 x 63/64 x 109482240 x 4.
+    assert sent["their gradients, reduce-scatter"].bytes == pytest.approx(12.68e9, rel=0.01)
+    assert sent["the model's gradients, all-reduce"].bytes == pytest.approx(0.862e9, rel=0.01)
+    assert model.loss(HUGE).compute == pytest.approx(2.01, rel=0.01)
+
+
+def test_a_bank_of_a_billion():
+    assert 1e9 * 384 * 2 == 768e9
+    assert model.index_bytes(BANK) == pytest.approx(776e9)  # and 8 bytes of id
+    assert gb(BANK)["shard of the corpus"] == pytest.approx(48.5)
+    assert model.fits(BANK)
+    assert not model.fits(dataclasses.replace(BANK, gpus=8))
+    # 2 x 65536 x 1e9 x 384 / 16 / 600e12, for queries and for centroids
+    stages = model.corpus(BANK)
+    assert seconds(stages, "search with the anchors of a batch").seconds == pytest.approx(5.24, rel=0.01)
+    assert seconds(stages, "one iteration of k-means").seconds == pytest.approx(5.24, rel=0.01)
+    # K-means reads the corpus twice, 2 x 1e9 x 768 / 16 / 3e12, and writes no scores.
+    assert seconds(stages, "one iteration of k-means").memory == pytest.approx(0.032, rel=0.01)
+    assert seconds(stages, "search with every row").seconds == pytest.approx(80_000, rel=0.01)
+
+
+def test_memory_of_a_step():
+    # n = 65536, M = 4194304: float32 gradients of both, 4259840 x 768 x 4; the workspace's 512 rows would take 4.29 GB,
+    # the gradients in bfloat16, which follow it, 6.54.
+    held = gb(HUGE)
+    assert held["gradients of the loss, float32"] == pytest.approx(13.09, rel=0.001)
+    assert held["loss workspace"] == pytest.approx(6.543, rel=0.001)
+    assert held["embeddings of the local batch"] == pytest.approx(0.2013, rel=0.001)
+    assert held["weights, gradients, AdamW"] == pytest.approx(1.971, rel=0.001)  # 109482240 x 18
+    assert held["activations of a mini-batch"] == pytest.approx(10.27, rel=0.001)  # 1024 x 32 x 12 x 768 x 34
+    # 1.971 + 0.201 always; 13.09 + 6.543 + 6.442 + 0.201 in the loss, more than 10.27 + 0.2 in the encoder
+    assert model.peak(HUGE) / 1e9 == pytest.approx(28.45, rel=0.001)
+
+
+def test_what_an_encoder_costs():
+    assert ENCODERS["bert-large"].parameters == 335_141_888
+    # A million pairs of 32 tokens through BERT-base: 4 x 2 x 2^20 x 5.47e9 operations at 0.4 of 800e12.
+    run = Run(batch=1048576, dim=768)
+    assert model.encode(run, run.batch * run.texts, run.passes).seconds == pytest.approx(143.5, rel=0.01)
+    whole = dataclasses.replace(run, mini_batch=1048576)  # one mini-batch: nothing is encoded twice
+    assert (whole.passes, whole.encoded_at_once) == (3, 2097152)
+
+
+def test_negatives_and_objectives_cost_what_they_add():
+    run = Run(batch=4096, dim=768)
+    pairs = model.loss(run).compute
+    assert model.loss(dataclasses.replace(run, negatives=1)).compute == pytest.approx(2 * pairs)
+    assert model.loss(dataclasses.replace(run, objective="symmetric")).compute == pytest.approx(pairs * 8 / 6)
+    assert model.loss(dataclasses.replace(run, objective="hsimcse", corpus=4096)).compute == pytest.approx(
+        pairs * 10 / 6
+    )
+    assert dataclasses.replace(run, objective="clusterns", clusters=1000).candidates == 5096
+    assert (run.texts, dataclasses.replace(run, negatives=3).texts) == (2, 5)
+    names = [stage.name for stage in model.step(dataclasses.replace(run, objective="hsimcse", corpus=10**6))]
+    assert "search of the corpus" in names
+
+
+def test_both_directions_over_several_gpus_are_two_losses():
+    one, both = (dataclasses.replace(HUGE, objective=name) for name in ("infonce", "symmetric"))
+    assert model.loss(both).compute == pytest.approx(2 * model.loss(one).compute)  # 12 n M D
+    assert gb(both)["candidates of all GPUs"] == 2 * gb(one)["candidates of all GPUs"]  # and anchors
+    assert [m.bytes for m in model.messages(both)[:2]] == [2 * m.bytes for m in model.messages(one)[:2]]
+    # The hinge looks at everybody's anchors, and gives them no gradient.
+    hinge = dataclasses.replace(HUGE, objective="hsimcse", corpus=HUGE.batch)
+    gathered, back = model.messages(hinge)[:2]
+    assert (gathered.bytes, back.bytes) == (model.messages(both)[0].bytes, model.messages(one)[1].bytes)
+    alone = Run(batch=4096, dim=768, objective="symmetric")
+    assert dataclasses.replace(alone, objective="infonce", chunked=True).sweep == 6  # nowhere to travel to
+    assert alone.sweep == dataclasses.replace(both, chunked=True).sweep == 8
+
+
+def test_chunks_take_two_passes_and_memory_that_does_not_grow_with_the_processes():
+    gathered, chunked = (dataclasses.replace(HUGE, chunked=c) for c in (False, True))
+    assert model.loss(chunked).compute == pytest.approx(model.loss(gathered).compute * 8 / 6)
+    assert model.peak(chunked) < model.peak(gathered)
+    more = dataclasses.replace(chunked, gpus=128, batch=2 * chunked.batch)  # the same local batch
+    assert model.peak(more) == model.peak(chunked)
+    assert model.peak(dataclasses.replace(more, chunked=False)) > 1.5 * model.peak(gathered)
+    twice, once = (next(m.bytes for m in model.messages(r) if "candidates" in m.name) for r in (chunked, gathered))
+    assert twice == 2 * once
+
+
+# Sizes that the backends choose
+
+
+@pytest.mark.parametrize(("n", "m", "d"), [(64, 64, 32), (2048, 2048, 256), (8192, 8192, 768), (512, 262_144, 384)])
+def test_the_workspace_is_that_of_the_cpu_backend(n, m, d):
+    run = Run(batch=n, dim=d, dtype="fp32", hardware=GPUS["cpu"], negatives=m // n - 1)
+    blocks = [SimpleNamespace(rows=torch.empty(m, 1))]
+    assert run.candidates == m
+    rows, size = model.workspace(run)
+    assert rows == chunk.plan_rows(n, blocks, True, None)
+    assert size == chunk.Workspace(rows, blocks, True).buffer.nbytes
+
+
+@pytest.mark.parametrize("limit", [None, 1 << 30])
+@pytest.mark.parametrize(("n", "d"), [(4096, 768), (65536, 384), (65536, 768), (1 << 20, 768), (1 << 22, 1024)])
+def test_the_workspace_is_that_of_the_gpu_backend(monkeypatch, n, d, limit):
+    from fastcse.kernels import workspace
+
+    gpu = SimpleNamespace(multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+    rows = SimpleNamespace(device=torch.device("cuda"), shape=(n, d), dtype=torch.bfloat16)
+    blocks = [SimpleNamespace(rows=rows)]
+    run = Run(batch=n, dim=d, workspace=limit)
+    planned, size = model.workspace(run)
+    assert planned == workspace.plan_rows(n, blocks, True, limit)
+    monkeypatch.setattr(workspace.torch, "empty", lambda *shape, **_: SimpleNamespace(shape=shape))
+    (buffer,) = workspace.Workspace(planned, blocks, True).buffers
+    assert size == buffer.shape[0] * buffer.shape[1] * 2
+
+
+# Against what runs here
+
+N, D = 2048, 256
+OFF_BY = 3.0  # two cores that others use too: the products and the loss are not timed under the same load
+
+
+def best(call, repeat=5):
+    """Seconds of the fastest of some calls."""
+    times = []
+    for _ in range(repeat):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def test_the_time_of_a_loss_follows_from_one_product():
+    anchor, candidate = (torch.randn(N, D, requires_grad=True) for _ in range(2))
+    a, c, product = anchor.detach(), candidate.detach(), torch.zeros(N, N)
+    call = lambda: fastcse.infonce_loss(anchor, candidate, backend="cpp").backward()  # noqa: E731
+    torch.mm(a, c.T, out=product)
+    call()
+    rate = 2 * N * N * D / best(lambda: torch.mm(a, c.T, out=product))
+    bandwidth = 2 * product.nbytes / best(product.clone)
+    here = Hardware("cpu", 8e9, rate, rate, rate, bandwidth, bandwidth, 0, "this test", loss_share=1.0)
+    predicted = model.loss(Run(batch=N, dim=D, dtype="fp32", hardware=here)).seconds
+    measured = best(call)
+    assert measured / OFF_BY < predicted < measured * OFF_BY
+
+
+def test_the_memory_of_a_loss_is_what_its_process_takes():
+    run = Run(batch=2 * N, dim=D, dtype="fp32", hardware=GPUS["cpu"])
+    held = {held.name: held.bytes for held in model.memory(run)}
+    names = ("embeddings of the local batch", "gradients of the loss, float32", "loss workspace")
+    predicted = sum(held[name] for name in names) / MIB  # 8 + 8 + 16
+    beyond = extra_memory(LossProblem(2 * N, 2 * N, D, backend="cpp"), "fastcse", None)
+    if beyond is None:
+        pytest.skip("only Linux tells what a process took at most")
+    measured = beyond + (held[names[0]] + held[names[1]]) / MIB
+    assert predicted == pytest.approx(32)
+    assert measured == pytest.approx(predicted, rel=0.25)
+
+
+def saved_bytes(bert, tokens):
+    """Bytes that autograd keeps of a forward pass, beside the weights."""
+    weights, kept = {p.untyped_storage().data_ptr() for p in bert.parameters()}, {}
+
+    def pack(x):
+        if x.untyped_storage().data_ptr() not in weights:
+            kept[x.untyped_storage().data_ptr()] = x  # held, so that no address comes twice
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        out = bert(tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state
+    assert out.requires_grad
+    return sum(x.untyped_storage().nbytes() for x in kept.values())
+
+
+@pytest.mark.parametrize("length", [16, 64])
+def test_activations_and_parameters_are_those_of_bert(length):
+    # Dropout inside the attention would make torch keep its matrix on the CPU.
+    bert = BertModel(BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536,
+                                attention_probs_dropout_prob=0.0, attn_implementation="sdpa")).train()  # fmt: skip
+    minilm = ENCODERS["minilm"]
+    assert sum(p.numel() for p in bert.parameters()) == minilm.parameters
+    kept = saved_bytes(bert, torch.randint(0, 1000, (8, length)))
+    assert kept == pytest.approx(8 * minilm.activation_bytes(length, half=False), rel=0.15)
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "fp32"])
+def test_the_index_is_as_large_on_the_disk(tmp_path, dtype):
+    rows = torch.randn(20_000, 64).to({"fp16": torch.float16, "fp32": torch.float32}[dtype])
+    fastcse.CorpusIndex(rows).save(tmp_path / "index")
+    on_disk = sum(path.stat().st_size for path in (tmp_path / "index").iterdir())
+    run = Run(batch=2, dim=64, corpus=20_000, bank_dtype=dtype)
+    assert on_disk == pytest.approx(model.index_bytes(run), rel=0.01)
+
+
+# What would make it fit
+
+
+@pytest.mark.parametrize(
+    ("run", "flags"),
+    [
+        (dataclasses.replace(HUGE, mini_batch=8192), "--mini-batch 4096"),  # 41 GB of activations instead of 82
+        (dataclasses.replace(HUGE, batch=1 << 24, gpus=256), "--chunked"),
+        (dataclasses.replace(BANK, bank_dtype="fp32"), "--bank-dtype fp16"),
+        (dataclasses.replace(BANK, gpus=8), "--bank host"),
+        (dataclasses.replace(BANK, gpus=8, bank="host", batch=1 << 27, chunked=True), "--gpus 16"),
+        (Run(batch=1 << 24, dim=768), "--chunked --gpus 4"),
+        (dataclasses.replace(HUGE, batch=1 << 24, gpus=256, mini_batch=1 << 16), "--mini-batch 4096 --chunked"),
+    ],
+)
+def test_the_smallest_change_fits_and_a_smaller_one_does_not(run, flags):
+    assert not model.fits(run)
+    advice = smallest_change(run)
+    assert advice.flags == flags
+    assert model.fits(advice.run)
+    (options, *_) = [change.options for change in advice.changes]
+    for name, larger in (("mini_batch", 2), ("gpus", 0.5)):
+        if name in options:
+            milder = dataclasses.replace(advice.run, **{name: int(options[name] * larger)})
+            assert not model.fits(milder)
+
+
+def test_no_change_helps_a_model_that_is_too_large():
+    run = Run(batch=1024, dim=768, encoder=dataclasses.replace(ENCODERS["bert-base"], parameters=7 * 10**9))
+    assert smallest_change(run) is None
+
+
+# The command
+
+
+def call(*arguments, width=80):
+    os.environ["COLUMNS"] = str(width)
+    try:
+        return CliRunner().invoke(app, ["plan", *map(str, arguments)])
+    finally:
+        del os.environ["COLUMNS"]
+
+
+ASKED = ("--corpus", "1e9", "--batch", "4M", "--dim", 768, "--gpus", 64, "--gpu", "h100", "--clusters", "64k")
+
+
+def test_json_alone_holds_what_the_model_says():
+    done = call(*ASKED, "--epochs", 2, "--json")
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    run = dataclasses.replace(HUGE, corpus=10**9, clusters=65536)
+    assert report["estimate"] is True
+    assert report["peak_bytes"] == model.peak(run)
+    assert report["step"]["seconds"] == sum(stage.seconds for stage in model.step(run))
+    assert report["corpus"]["index_bytes"] == 1_544_000_000_000
+    assert report["training"]["steps"] == 477  # 2e9 / 4194304
+    assert report["fits"]
+    assert report["change"] is None
+
+
+@pytest.mark.parametrize("width", [60, 140])
+def test_tables_say_what_is_needed(width):
+    shown = " ".join(call(*ASKED, width=width).stdout.split())
+    for words in ("64 x h100 in 8 hosts", "52.6", "of 72.0", "6.34", "127 ms", "1,544 GB", "It fits",
+                  "estimate by roofline", "one iteration of k-means"):  # fmt: skip
+        assert words in shown
+    alone = " ".join(call("--batch", 4096, width=width).stdout.split())
+    assert "all-gather" not in alone
+    assert "corpus of" not in alone
+
+
+def test_what_does_not_fit_is_said_with_what_would():
+    shown = " ".join(call("--batch", "64k", "--dim", 384, "--corpus", 1e9, "--gpus", 8).stdout.split())
+    assert "It does not fit: 100.0 GB at once, where one h100 has 72.0 GB" in shown
+    assert "--bank host" in shown
+    assert "or --gpus 16 alone" in shown
+
+
+def test_the_callers_own_numbers_replace_the_tables():
+    report = json.loads(call("--batch", 4096, "--memory", 40, "--tflops", 100, "--network", 400, "--json").stdout)
+    assert report["usable_bytes"] == 36e9
+    assert (report["run"]["hardware"]["half"], report["run"]["network"]) == (100e12, 400e9)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--batch", 100, "--gpus", 64), "--batch 100 is not divisible by --gpus 64: 128 is"),
+        (("--batch", 100, "--gpus", 0), "--gpus is 0: expected at least 1"),
+        (("--batch", 1), "--batch is 1: expected at least 2"),
+        (("--batch", 64, "--gpu", "v100"), "--gpu 'v100' is unknown: expected a100, b200, cpu, h100, h200"),
+        (("--batch", 64, "--model", "gpt"), "--model 'gpt' is unknown: expected bert-base"),
+        (("--batch", 64, "--objective", "mse"), "--objective 'mse' is unknown: expected clusterns"),
+        (("--batch", 64, "--dtype", "fp8"), "--dtype 'fp8' is unknown: expected bf16, fp16, fp32, tf32"),
+        (("--batch", 64, "--bank-dtype", "int8"), "--bank-dtype 'int8' is unknown: expected bf16, fp16, fp32"),
+        (("--batch", 64, "--corpus", 10), "--corpus 10 is smaller than --batch 64"),
+        (("--batch", 64, "--corpus", 100, "--clusters", 101), "--clusters 101 is larger than --corpus 100"),
+        (("--batch", 64, "--clusters", 10), "--clusters is 10, and there is nothing to cluster without --corpus"),
+        (("--batch", 64, "--objective", "hsimcse"), "--objective hsimcse searches a corpus in every step"),
+        (("--batch", 64, "--epochs", 1), "--epochs is 1, and there is nothing to count them by"),
+        (("--batch", 64, "--epochs", 1, "--steps", 1), "--steps 1 and --epochs 1 are both given"),
+        (("--batch", 64, "--steps", 0), "--steps is 0: expected at least 1"),
+        (("--batch", 64, "--network", 0), "--network is 0 GB: expected a finite number above 0"),
+        (("--batch", 64, "--memory", -1), "--memory is -1.0: expected a finite number above 0"),
+        (("--batch", 64, "--parameters", 1e9), "--dim is None: --parameters needs both"),
+        (("--batch", 64, "--parameters", 1e9, "--model", "minilm"), "--model minilm and --parameters 1000000000"),
+        (("--batch", 64, "--mini-batch", 0), "--mini-batch is 0: expected at least 1"),
+        (("--batch", 64, "--negatives", -1), "--negatives is -1: expected at least 0"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, says):
+    result = call(*arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith(f"Error: {says}")
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("65536", 65536), ("1e9", 10**9), ("2.5e6", 2_500_000), ("64k", 65536), ("4M", 4194304), ("1.5g", 1610612736)],
+)
+def test_counts_as_people_write_them(text, value):
+    assert json.loads(call("--batch", text, "--json").stdout)["run"]["batch"] == value
+
+
+@pytest.mark.parametrize("text", ["1.5", "many", "", "k", "nan", "inf", "1e-3", "0.3k"])
+def test_what_is_no_whole_number_is_refused(text):
+    result = call("--batch", text)
+    assert result.exit_code == 2
+    assert "is not a whole number" in result.stderr
+
+
+def test_planning_is_arithmetic_alone():
+    for path in (Path(fastcse.__file__).parent / "planning").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not {name.split(".")[0] for name in names} & {"torch", "numpy", "triton"}, path.name
