@@ -3,12 +3,15 @@
 from .clustering.kmeans import KMeans
 from .clustering.online import OnlineAssignment, OnlineKMeans
 from .losses.adversarial import adversarial_positive
+from .losses.angular import angular_infonce_loss
 from .losses.clusterns import ClusterNSStats, clusterns_loss
 from .losses.contrastive import CandidateBlock, ContrastiveStats, LossAndStats
 from .losses.focal import focal_infonce_loss
 from .losses.hsimcse import HSimCSEStats, hsimcse_loss
 from .losses.infonce import infonce_loss
+from .losses.intermediate import SSCLStats, sscl_loss
 from .losses.quadruplet import quadruplet_loss
+from .losses.soft_negative import SoftNegativeStats, soft_negative_loss
 from .losses.spread import alignment, uniformity
 from .mining.corpus_negatives import CorpusNegatives
 from .mining.index import CorpusIndex
@@ -16,7 +19,8 @@ from .mining.negatives import MinedNegatives, mine_negatives
 from .mining.positives import Positives
 from .mining.texts import mine_hard_negatives
 from .modules.papers import ClusterNSLoss, HSimCSELoss, QuadrupletLoss
-from .modules.softmax import FocalInfoNCELoss, InfoNCELoss
+from .modules.queue import NegativeQueue
+from .modules.softmax import AngularInfoNCELoss, FocalInfoNCELoss, InfoNCELoss
 from .ops.all_pairs import similarity
 from .ops.clusters import Assignment, ClusterSums, assign, cluster_sums
 from .ops.dispatch import BackendStatus, backends, last_backend
@@ -26,6 +30,7 @@ from .ops.nearest import TopK, topk
 __version__ = "0.1.0"
 
 __all__ = [
+    "AngularInfoNCELoss",
     "Assignment",
     "BackendStatus",
     "CandidateBlock",
@@ -43,13 +48,17 @@ __all__ = [
     "KMeans",
     "LossAndStats",
     "MinedNegatives",
+    "NegativeQueue",
     "OnlineAssignment",
     "OnlineKMeans",
     "Positives",
     "QuadrupletLoss",
+    "SSCLStats",
+    "SoftNegativeStats",
     "TopK",
     "adversarial_positive",
     "alignment",
+    "angular_infonce_loss",
     "assign",
     "backends",
     "cluster_sums",
@@ -63,6 +72,8 @@ __all__ = [
     "mine_negatives",
     "quadruplet_loss",
     "similarity",
+    "soft_negative_loss",
+    "sscl_loss",
     "topk",
     "uniformity",
 ]

@@ -1,14 +1,19 @@
 """Logit transforms: what is computed for a pair, apart from how pairs are visited.
 
 A transform turns a similarity s into a logit, x = f(s) / temperature, with its derivative df. Functions of scalars,
-written with arithmetic only, so that the same source runs on a float, on a tensor and inside a Triton tile. The C++
-twin of `name` is `csrc/fastcse/transforms/<name>.hpp`.
+written with arithmetic and `root` only, so that the same source runs on a float, on a tensor and inside a Triton tile;
+a comparison counts as 0 or 1. The C++ twin of `name` is `csrc/fastcse/transforms/<name>.hpp`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+
+
+def root(x):
+    """Square root of x >= 0. Triton has no power: `kernels.tile.device_fn` puts its own root in this one's place."""
+    return x**0.5
 
 
 @dataclass(frozen=True)

@@ -160,6 +160,8 @@ def loss_arguments(case, device, temperature=None):
     if case.focal:
         options |= dict(margin=case.margin, detach_modulation=case.detach)
     function = fastcse.focal_infonce_loss if case.focal else fastcse.infonce_loss
+    if case.angular:
+        function, options = fastcse.angular_infonce_loss, {**options, "margin": case.margin}
     return function, leaves, extras, place(case.positive), options
 
 

@@ -32,6 +32,7 @@ class Case:
     temperature: float = 0.05
     margin: float = 0.3
     detach: bool = False
+    angular: bool = False  # negatives turned towards the anchor by the angle `margin`
     symmetric: bool = False
     anchor_id: torch.Tensor | None = None
     candidate_id: torch.Tensor | None = None
@@ -91,6 +92,16 @@ def largest_terms(ds, v, z, normalize):
 def maps(case):
     """(f+, df+, f-, df-): the logit maps of positives and negatives and what the chain rule multiplies by."""
     t, m, share = case.temperature, case.margin, 1 if case.detach else 2
+    if case.angular:
+        angle = lambda s: np.arccos(np.clip(s, -1, 1))  # noqa: E731
+        far = lambda s: angle(s) > m  # noqa: E731
+        slope = lambda s: np.sin(angle(s) - m) / np.sin(np.maximum(angle(s), 1e-9))  # noqa: E731
+        return (
+            lambda s: s / t,
+            lambda s: 1 / t + 0 * s,
+            lambda s: np.where(far(s), np.cos(angle(s) - m), s) / t,
+            lambda s: np.where(far(s), slope(s), 1) / t,
+        )
     if not case.focal:
         return (lambda s: s / t, lambda s: 1 / t + 0 * s) * 2
     return (lambda s: s * s / t, lambda s: share * s / t, lambda s: s * (s + m) / t, lambda s: (share * s + m) / t)

@@ -10,7 +10,7 @@ import torch
 
 import fastcse
 
-LOSSES = [fastcse.infonce_loss, fastcse.focal_infonce_loss]
+LOSSES = [fastcse.infonce_loss, fastcse.focal_infonce_loss, fastcse.angular_infonce_loss]
 
 
 def pair(n=4, m=4, d=3):
@@ -51,7 +51,7 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("function", LOSSES, ids=["infonce", "focal"])
+@pytest.mark.parametrize("function", LOSSES, ids=["infonce", "focal", "angular"])
 @pytest.mark.parametrize("name", BAD)
 def test_bad_arguments_are_value_errors_that_name_both_values(function, name):
     make, options, message = BAD[name]

@@ -60,12 +60,13 @@ def both_backends(form, call, rows):
 
 
 @every_form
+@pytest.mark.parametrize("loss", [fastcse.focal_infonce_loss, fastcse.angular_infonce_loss], ids=["focal", "angular"])
 @pytest.mark.parametrize("symmetric", [False, True], ids=["one_way", "symmetric"])
-def test_every_form_computes_the_same(form, symmetric, launched, device):
+def test_every_form_computes_the_same(form, symmetric, loss, launched, device):
     rows = anchors_and_candidates(70, 70, 40, device)
 
     def call(a, c, backend):
-        return fastcse.focal_infonce_loss(a, c, symmetric=symmetric, backend=backend)
+        return loss(a, c, symmetric=symmetric, backend=backend)
 
     got, want = both_backends(form, call, rows)
     for g, w in zip(got, want):

@@ -56,11 +56,24 @@ def focal(z1, z2, z3):
     return [row(i) for i in range(len(z1))]
 
 
+def angular(z1, z2, z3):
+    """Negative logit cos(t - m) / tau where the angle t is wider than m, else cos(t) / tau."""
+
+    def row(i):
+        s = [cosine(z1[i], z2[j]) for j in range(len(z2))]
+        turned = [math.cos(math.acos(x) - MARGIN) if math.acos(x) > MARGIN else x for x in s]
+        top = math.exp(s[i] / TAU)
+        return -math.log(top / (top + sum(math.exp(turned[j] / TAU) for j in range(len(s)) if j != i)))
+
+    return [row(i) for i in range(len(z1))]
+
+
 FORMULAS = {
     "simcse": (simcse, {}),
     "supervised_simcse": (supervised_simcse, {"hard": True}),
     "clip": (clip, {"symmetric": True}),
     "focal": (focal, {"focal": True, "margin": MARGIN}),
+    "angular": (angular, {"angular": True, "margin": MARGIN}),
 }
 
 

@@ -10,8 +10,12 @@ import torch
 
 import fastcse
 
-PAIRS = [(fastcse.InfoNCELoss, fastcse.infonce_loss), (fastcse.FocalInfoNCELoss, fastcse.focal_infonce_loss)]
-every_module = pytest.mark.parametrize(("module", "function"), PAIRS, ids=["infonce", "focal"])
+PAIRS = [
+    (fastcse.InfoNCELoss, fastcse.infonce_loss),
+    (fastcse.FocalInfoNCELoss, fastcse.focal_infonce_loss),
+    (fastcse.AngularInfoNCELoss, fastcse.angular_infonce_loss),
+]
+every_module = pytest.mark.parametrize(("module", "function"), PAIRS, ids=["infonce", "focal", "angular"])
 
 OPTIONS = [
     {},

@@ -48,9 +48,10 @@ def test_exponential_at_the_ends(isa):
     assert torch.isnan(got[5])
 
 
+@pytest.mark.parametrize("loss", [fastcse.focal_infonce_loss, fastcse.angular_infonce_loss])
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("m", [1, 3, 7, 8, 9, 16, 17, 31, 1025])
-def test_every_width_and_instruction_set(isa, m, symmetric):
+def test_every_width_and_instruction_set(isa, m, symmetric, loss):
     g = torch.Generator().manual_seed(m)
     anchor, candidate = torch.randn(3, 5, generator=g), torch.randn(m, 5, generator=g)
     ids = torch.arange(3) % 2, torch.arange(m) % 5
@@ -62,8 +63,8 @@ def test_every_width_and_instruction_set(isa, m, symmetric):
         "temperature": 0.2,
         "return_stats": True,
     }
-    got = fastcse.focal_infonce_loss(anchor, candidate, positive, backend="cpp", **options)
-    want = fastcse.focal_infonce_loss(anchor.double(), candidate.double(), positive, **options)
+    got = loss(anchor, candidate, positive, backend="cpp", **options)
+    want = loss(anchor.double(), candidate.double(), positive, **options)
     torch.testing.assert_close(got.loss, want.loss.float())
     for name, value in got.stats._asdict().items():
         torch.testing.assert_close(value.double(), getattr(want.stats, name).double(), rtol=1e-5, atol=1e-6, msg=name)

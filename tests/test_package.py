@@ -30,6 +30,8 @@ RESULTS = {
     "MinedNegatives",
     "OnlineAssignment",
     "Positives",
+    "SSCLStats",
+    "SoftNegativeStats",
     "TopK",
 }  # returned, never called
 

@@ -27,6 +27,10 @@ def eager_rows(case, anchor, candidate, extras, scale, seen=None):
     if case.focal:
         weight = torch.where(F.one_hot(columns, s.shape[1]).bool(), s, s + case.margin)
         s = s * (weight.detach() if case.detach else weight)
+    if case.angular:
+        angle = s.float().clamp(1e-6 - 1, 1 - 1e-6).acos() if s.dtype != torch.float64 else s.acos()
+        turn = ~F.one_hot(columns, s.shape[1]).bool() & (angle > case.margin)
+        s = torch.where(turn, (angle - case.margin).cos(), s)
     x = scale(s)
     loss = F.cross_entropy((x + bias.to(x.dtype)).masked_fill(~keep, -torch.inf), columns, reduction="none")
     if not case.symmetric:

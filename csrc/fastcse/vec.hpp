@@ -1,4 +1,4 @@
-// A vector of floats as wide as the instruction set of this translation unit, and its exponential.
+// A vector of floats as wide as the instruction set of this translation unit, its root and its exponential.
 //
 // Every header that is compiled more than once (one time per instruction set) lives in the namespace FASTCSE_ISA, so
 // that the linker cannot hand the AVX-512 copy of a template to a processor that only has AVX2.
@@ -54,6 +54,12 @@ inline float max(f32v v) {
     float best = v[0];
     for (int k = 1; k < W; ++k) best = v[k] > best ? v[k] : best;
     return best;
+}
+
+/// Square roots, rounded correctly. One instruction: the build sets -fno-math-errno, so that no lane calls the library.
+inline f32v sqrt(f32v x) {
+    for (int k = 0; k < W; ++k) x[k] = __builtin_sqrtf(x[k]);
+    return x;
 }
 
 /// e^x to 2 ulp for x in [-87.3, 88.3]; 0 below, +inf above; NaN stays NaN.

@@ -14,6 +14,8 @@ from .demo.command import demo
 from .eval import evaluate
 from .info import info
 from .mine.command import mine
+from .plan import plan
+from .recipes import recipes
 from .train import train
 
 app = typer.Typer(name="fastcse", add_completion=False, pretty_exceptions_enable=False)
@@ -22,6 +24,8 @@ app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("mine")(mine)
 app.command("cluster")(cluster)
+app.command("plan")(plan)
+app.command("recipes")(recipes)
 app.command("demo")(demo)
 app.add_typer(bench)
 

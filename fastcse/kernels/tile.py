@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import types
 
 import triton
 import triton.language as tl
@@ -10,9 +11,14 @@ import triton.language as tl
 
 @functools.cache
 def device_fn(fn):
-    """A plain arithmetic function, made callable inside a kernel."""
+    """A plain arithmetic function, made callable inside a kernel; the device's root stands for `transforms.root`."""
+    interpreted = triton.knobs.runtime.interpret
+    if "root" in fn.__code__.co_names:
+        # The interpreter puts its own functions into `tl` while a kernel runs: they are looked up then.
+        device_root = (lambda x: tl.sqrt(x)) if interpreted else tl.sqrt
+        fn = types.FunctionType(fn.__code__, {**fn.__globals__, "root": device_root}, fn.__name__)
     # The interpreter runs plain functions as they are, and refuses jitted ones whose module lacks `tl`.
-    return fn if triton.knobs.runtime.interpret else triton.jit(fn)
+    return fn if interpreted else triton.jit(fn)
 
 
 @triton.jit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -89,10 +90,22 @@ class Call(NamedTuple):
     backend: str | None
 
 
-def contrastive_loss(anchor: Tensor, candidate: Tensor, positive: Tensor | None, call: Call) -> Tensor | LossAndStats:
+class Elsewhere(ABC):
+    """Candidates that are not here: given in their place, it makes the loss itself, as a ring of processes does."""
+
+    @abstractmethod
+    def contrast(self, anchor: Tensor, positive: Tensor | None, call: Call) -> Tensor | LossAndStats:
+        """The loss of these anchors."""
+
+
+def contrastive_loss(
+    anchor: Tensor, candidate: Tensor | Elsewhere, positive: Tensor | None, call: Call
+) -> Tensor | LossAndStats:
     """Checks, chooses the backend and runs the loss; the public losses say what each argument means."""
-    blocks = [CandidateBlock(candidate, id=call.candidate_id), *_as_blocks(call.negatives)]
-    _check(anchor, blocks, positive, call)
+    if isinstance(candidate, Elsewhere):
+        return candidate.contrast(anchor, positive, call)
+    blocks = [CandidateBlock(candidate, id=call.candidate_id), *as_blocks(call.negatives)]
+    check_call(anchor, blocks, positive, call)
     pairs = anchor.shape[0] * sum(b.rows.shape[0] for b in blocks)
     chosen = choose_backend(anchor, call.backend)
     if chosen == "reference":
@@ -102,17 +115,19 @@ def contrastive_loss(anchor: Tensor, candidate: Tensor, positive: Tensor | None,
         loss, by_products = _fused(anchor, blocks, positive, call, chosen)
     if not call.return_stats:
         return loss
-    return LossAndStats(loss, _summary(by_products, pairs - anchor.shape[0]))
+    return LossAndStats(loss, summary(by_products, pairs - anchor.shape[0]))
 
 
-def _as_blocks(negatives) -> list[CandidateBlock]:
+def as_blocks(negatives: Tensor | CandidateBlock | Sequence | None) -> list[CandidateBlock]:
+    """What callers may pass as negatives, as blocks."""
     if negatives is None:
         return []
     given = negatives if isinstance(negatives, Sequence) else [negatives]
     return [b if isinstance(b, CandidateBlock) else CandidateBlock(b) for b in given]
 
 
-def _check(anchor: Tensor, blocks: list[CandidateBlock], positive: Tensor | None, call: Call) -> None:
+def check_call(anchor: Tensor, blocks: list[CandidateBlock], positive: Tensor | None, call: Call) -> None:
+    """The checks of all softmax losses; the first block holds the positives."""
     checks.check_rows("anchor", anchor)
     for k, block in enumerate(blocks):
         name = "candidate" if k == 0 else "negatives" if len(blocks) == 2 else f"negatives[{k - 1}]"
@@ -183,7 +198,7 @@ def _fused(
     return loss, {name: value.detach() for name, value in zip(STATS, by_products)} if call.return_stats else {}
 
 
-def _summary(s: dict[str, Tensor], pairs: int) -> ContrastiveStats:
+def summary(s: dict[str, Tensor], pairs: int) -> ContrastiveStats:
     """Row values into the numbers that a log shows. `pairs` is the number of (anchor, negative) pairs, masked ones
     included.
     """

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ..losses.angular import angular_infonce_loss
 from ..losses.clusterns import ClusterNSStats
 from ..losses.contrastive import CandidateBlock, ContrastiveStats, LossAndStats
 from ..losses.focal import focal_infonce_loss
@@ -126,5 +127,34 @@ class FocalInfoNCELoss(ContrastiveLoss):
             focal_infonce_loss, temperature=temperature, learnable_temperature=learnable_temperature, stats=stats,
             margin=margin,
             detach_modulation=detach_modulation, symmetric=symmetric, normalize=normalize, reduction=reduction,
+            max_workspace_bytes=max_workspace_bytes, backend=backend,
+        )  # fmt: skip
+
+
+class AngularInfoNCELoss(ContrastiveLoss):
+    """`angular_infonce_loss` as a module.
+
+    Example:
+        >>> AngularInfoNCELoss(margin=0.1)(torch.eye(3), torch.eye(3)).item() < 1e-6
+        True
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.05,
+        margin: float = 0.15,
+        *,
+        learnable_temperature: bool = False,
+        symmetric: bool = False,
+        normalize: bool = True,
+        reduction: str = "mean",
+        stats: bool = False,
+        max_workspace_bytes: int | None = None,
+        backend: str | None = None,
+    ):
+        super().__init__(
+            angular_infonce_loss, temperature=temperature, learnable_temperature=learnable_temperature, stats=stats,
+            margin=margin,
+            symmetric=symmetric, normalize=normalize, reduction=reduction,
             max_workspace_bytes=max_workspace_bytes, backend=backend,
         )  # fmt: skip
