@@ -80,7 +80,7 @@ def infonce_ids(make, x, encoder, log_temperature):
 
 
 def infonce_queue(make, x, encoder, log_temperature):
-    rows, counts = centroids(encoder.dtype)
+    rows, _ = centroids(encoder.dtype)
     return make(fastcse.infonce_loss, temperature=0.3, everywhere=[CandidateBlock(rows)])
 
 
@@ -163,6 +163,75 @@ def expected_of(case, counts, dtype=torch.float64):
     return loss.detach(), [torch.zeros_like(p) if p.grad is None else p.grad for p in given]
 
 
+RINGS = [case for case in CASES if case.__name__.startswith(("infonce", "focal"))]
+
+
+def ring_on_a_rank(rank, ranks, case, counts, dtype, backend, temperature):
+    """As `case_on_a_rank`, with candidates that travel."""
+    x, given = own(batch(counts, dtype), counts, rank), parameters(dtype)
+    make = value(gathered_loss, x, *given, backend)
+
+    def travelling(loss, *more, **options):
+        options |= {"max_gathered_bytes": 1, "return_stats": True, "max_workspace_bytes": 1024}
+        if temperature is not None and not isinstance(options.get("temperature"), torch.Tensor):
+            options["temperature"] = temperature
+        return make(loss, *more, **options)
+
+    loss, stats = case(travelling, x, *given)
+    loss.backward()
+    mean = loss.detach().clone()
+    dist.all_reduce(mean)
+    return mean / ranks, averaged(given), fastcse.last_backend(), stats
+
+
+@pytest.mark.parametrize(("counts", "dtype", "temperature"), [
+    (EVEN, torch.float64, None), (UNEVEN, torch.float64, None), (UNEVEN, torch.float32, None),
+    (UNEVEN, torch.float32, 0.01),  # beyond the range of the static shift
+], ids=["even", "uneven", "fused", "fused-cold"])  # fmt: skip
+def test_travelling_candidates_give_the_same(tmp_path, counts, dtype, temperature):
+    exact = dtype == torch.float64
+    jobs = [(ring_on_a_rank, case, counts, dtype, None if exact else "cpp", temperature) for case in RINGS]
+    answers = together(tmp_path, len(counts), jobs)
+    for k, case in enumerate(RINGS):
+        x, given = batch(counts), parameters()
+        make = value(plain, x, *given)
+
+        def whole(loss, *more, make=make, learned=case is infonce_learned, **options):
+            options |= {} if temperature is None or learned else {"temperature": temperature}
+            return make(loss, *more, return_stats=True, **options)
+
+        expected, stats = case(whole, x, *given)
+        expected.backward()
+        close = (
+            {"rtol": 1e-11, "atol": 1e-12} if exact else {"rtol": 2e-5, "atol": 2e-5 if temperature is None else 2e-3}
+        )
+        for rank, answer in enumerate(answers):
+            mean, gradients, backend, found = answer[k]
+            assert backend == ("reference" if exact else "cpp")
+            torch.testing.assert_close(mean.double(), expected.detach(), msg=lambda m, case=case: f"{case.__name__}: {m}", **close)
+            for got, p in zip(gradients, given):
+                wanted = torch.zeros_like(p) if p.grad is None else p.grad
+                torch.testing.assert_close(got.double(), wanted, msg=lambda m, case=case: f"{case.__name__}: {m}", **close)
+            first, last = sum(counts[:rank]), sum(counts[: rank + 1])
+            torch.testing.assert_close(found.lse.double(), stats.lse[first:last], **close)
+            assert torch.equal(found.hardest_index, stats.hardest_index[first:last])
+        shares = [answer[k][3].masked_share * count for answer, count in zip(answers, counts)]
+        torch.testing.assert_close(
+            sum(shares).double() / sum(counts), stats.masked_share.double(), rtol=1e-6, atol=1e-7
+        )
+
+
+def too_large(rank, ranks):
+    x = torch.eye(3, 4)
+    with pytest.raises(ValueError, match=r"max_gathered_bytes of 7 is less than .* hsimcse_loss needs them whole"):
+        gathered_loss(fastcse.hsimcse_loss, x, x, x, max_gathered_bytes=7)
+    return True
+
+
+def test_a_loss_that_needs_all_candidates_says_so(tmp_path):
+    together(tmp_path, 2, [(too_large,)])
+
+
 @pytest.mark.parametrize("counts", [EVEN, UNEVEN], ids=["even", "uneven"])
 def test_every_loss_is_that_of_one_process(tmp_path, counts):
     jobs = [(case_on_a_rank, case, counts, torch.float64, None) for case in CASES]
@@ -170,9 +239,9 @@ def test_every_loss_is_that_of_one_process(tmp_path, counts):
         for case, (mean, gradients, backend) in zip(CASES, answers):
             expected, wanted = expected_of(case, counts)
             assert backend == "reference"
-            torch.testing.assert_close(mean, expected, rtol=1e-12, atol=1e-13, msg=case.__name__)
+            torch.testing.assert_close(mean, expected, rtol=1e-12, atol=1e-13, msg=lambda m, case=case: f"{case.__name__}: {m}")
             for got, g in zip(gradients, wanted):
-                torch.testing.assert_close(got, g, rtol=1e-11, atol=1e-12, msg=case.__name__)
+                torch.testing.assert_close(got, g, rtol=1e-11, atol=1e-12, msg=lambda m, case=case: f"{case.__name__}: {m}")
 
 
 def test_the_fused_backend_keeps_the_contract(tmp_path):
@@ -181,9 +250,9 @@ def test_the_fused_backend_keeps_the_contract(tmp_path):
         for case, (mean, gradients, backend) in zip(CASES, answers):
             expected, wanted = expected_of(case, UNEVEN)
             assert backend == "cpp"
-            torch.testing.assert_close(mean.double(), expected, rtol=2e-6, atol=2e-6, msg=case.__name__)
+            torch.testing.assert_close(mean.double(), expected, rtol=2e-6, atol=2e-6, msg=lambda m, case=case: f"{case.__name__}: {m}")
             for got, g in zip(gradients, wanted):
-                torch.testing.assert_close(got.double(), g, rtol=1e-5, atol=1e-5, msg=case.__name__)
+                torch.testing.assert_close(got.double(), g, rtol=1e-5, atol=1e-5, msg=lambda m, case=case: f"{case.__name__}: {m}")
 
 
 def simcse_scale(rank, ranks):

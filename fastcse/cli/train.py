@@ -32,6 +32,9 @@ def train(
     mini_batch_size: Annotated[
         int | None, whole_option("Encode the batch in such parts: memory no longer depends on it. (default: whole)")
     ] = None,
+    max_gathered_bytes: Annotated[
+        int | None, whole_option("More candidates of all processes travel in a ring. (default: gather all)")
+    ] = None,
     max_steps: Annotated[int, whole_option("Optimizer steps.")] = 1000,
     lr: Annotated[float, real_option("First learning rate; it decays linearly to 0.")] = 3e-5,
     max_length: Annotated[int, whole_option("Tokens of a sentence, in training only.")] = 32,
@@ -113,7 +116,7 @@ def train(
     options = TrainOptions(
         output_dir=output_dir, objective=objective, model=model, pooling=pooling, corpus=corpus, pairs=pairs,
         hard_negatives=hard_negatives, batch_size=batch_size, mini_batch_size=mini_batch_size, max_steps=max_steps,
-        lr=lr, max_length=max_length,
+        max_gathered_bytes=max_gathered_bytes, lr=lr, max_length=max_length,
         seed=seed, sts_dir=sts_dir, eval_steps=eval_steps, patience=patience, bf16=bf16,
         gradient_checkpointing=gradient_checkpointing, tensorboard=tensorboard, resume=resume, backend=backend,
         objective_options={

@@ -17,7 +17,7 @@ MESSAGE = 16
 # The names that torch 2.13 made of all_gather_tensor and reduce_scatter_tensor.
 _all_gather = getattr(collectives, "all_gather_single", None) or collectives.all_gather_tensor
 _reduce_scatter = getattr(collectives, "reduce_scatter_single", None) or collectives.reduce_scatter_tensor
-TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64)
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Exchange:
     counts: list[list[int]]
 
     @classmethod
-    def of(cls, tensors: Sequence[Tensor], group: dist.ProcessGroup | None = None) -> Exchange:
-        """Tells all ranks what this one brings, (n_t, D) each.
+    def of(cls, tensors: Sequence[Tensor], group: dist.ProcessGroup | None = None, *, empty: bool = False) -> Exchange:
+        """Tells all ranks what this one brings, (n_t, D) each; without rows only where `empty` allows it.
 
         Raises:
             ValueError: on every rank, if they disagree on how many tensors there are, on D or on the type. Without
@@ -53,7 +53,7 @@ class Exchange:
         head = [len(own), first.shape[1], TYPES.index(first.dtype)]
         message = torch.tensor([*head, *own, *[0] * (MESSAGE - 3 - len(own))], device=message_device(first, group))
         told = waited(_all_gather(message, 0, _named(group))).view(-1, MESSAGE).tolist()
-        _check_alike(told)
+        _check_alike(told, empty)
         return cls(group, dist.get_rank(group), [each[3 : 3 + len(own)] for each in told])
 
     @property
@@ -83,6 +83,10 @@ class Exchange:
             return whole
         first, last = self.offset(tensor), self.offset(tensor) + counts[self.rank]
         return torch.cat([whole[first:last], whole[:first], whole[last:]])
+
+    def scatter_sum(self, x: Tensor, tensor: int) -> Tensor:
+        """This rank's rows of the sum over the ranks of what each has for the rows of all, (sum of counts, ...)."""
+        return x if self.ranks == 1 else scatter_sum(x, self.rows(tensor), self.group)
 
 
 def is_many(group: dist.ProcessGroup | None = None) -> bool:
@@ -124,7 +128,7 @@ def shared_value(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
 
 
 def total_over_ranks(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-    """The sum over the ranks of a tensor of one shape on all of them, without a gradient. Every rank has the same bits."""
+    """The sum over the ranks of a tensor of one shape on all of them, without a gradient; the same bits everywhere."""
     return waited(collectives.all_reduce(x, "sum", _named(group))) if is_many(group) else x
 
 
@@ -137,13 +141,22 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, upstream):
-        counts, longest = ctx.counts, max(ctx.counts)
         # A sum over ranks in half precision would round at every addition.
         wide = upstream.to(torch.promote_types(upstream.dtype, torch.float32))
-        if min(counts) != longest:
-            wide = torch.cat([_padded(part, longest) for part in wide.split(counts)])
-        own = waited(_reduce_scatter(wide.contiguous(), "sum", 0, ctx.group))
-        return own[: counts[ctx.rank]].to(upstream.dtype), None, None, None
+        return _scattered(wide, ctx.counts, ctx.rank, ctx.group).to(upstream.dtype), None, None, None
+
+
+def scatter_sum(x: Tensor, counts: Sequence[int], group: dist.ProcessGroup | None = None) -> Tensor:
+    """(n, ...) this rank's rows of the sum over the ranks of x (sum of counts, ...), without a gradient: the way back
+    of `gather_rows`."""
+    return _scattered(x, counts, dist.get_rank(group), _named(group))
+
+
+def _scattered(x: Tensor, counts: Sequence[int], rank: int, group: dist.ProcessGroup) -> Tensor:
+    longest = max(counts)
+    if min(counts) != longest:
+        x = torch.cat([_padded(part, longest) for part in x.split(list(counts))])
+    return waited(_reduce_scatter(x.contiguous(), "sum", 0, group))[: counts[rank]]
 
 
 def _padded(x: Tensor, rows: int) -> Tensor:
@@ -171,12 +184,12 @@ def _named(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
     return dist.group.WORLD if group is None else group
 
 
-def _check_alike(told: list[list[int]]) -> None:
+def _check_alike(told: list[list[int]], empty: bool) -> None:
     for place, what in enumerate(("the number of tensors", "the length of rows", "the type")):
         found = [each[place] for each in told]
         if len(set(found)) > 1:
             shown = [str(TYPES[k]) for k in found] if place == 2 else found
             raise ValueError(f"{what} must be the same on all ranks, got {', '.join(map(str, shown))}")
     for rank, each in enumerate(told):
-        if each[3] == 0:
+        if each[3] == 0 and not empty:
             raise ValueError(f"every rank must have at least one row, got {[other[3] for other in told]}: rank {rank}")

@@ -38,6 +38,7 @@ class FusedContrastiveLoss(nn.Module):
                  called as `loss(a, p, index, centroids, counts, ...)`.
         gather_across_devices: over several processes, take every rank's rows as candidates, with the gradient that one
                  process would have: see `fastcse.distributed.gathered_loss`.
+        max_gathered_bytes: where all ranks' rows would take more they travel in a ring; see there.
         backend: "triton" | "cpp" | "reference"; None lets fastcse choose.
         cite:    BibTeX for the model card.
         options: keyword arguments of `loss`, such as `temperature`, `margin` and `symmetric`.
@@ -59,6 +60,7 @@ class FusedContrastiveLoss(nn.Module):
         corpus_negatives: CorpusNegatives | None = None,
         clusters: OnlineKMeans | None = None,
         gather_across_devices: bool = False,
+        max_gathered_bytes: int | None = None,
         backend: str | None = None,
         cite: str = "",
         **options: Any,
@@ -69,7 +71,8 @@ class FusedContrastiveLoss(nn.Module):
         self.model = model
         self.loss = loss
         self.corpus_negatives, self.clusters = corpus_negatives, clusters
-        self.gather_across_devices, self.backend = gather_across_devices, backend
+        self.gather_across_devices, self.max_gathered_bytes = gather_across_devices, max_gathered_bytes
+        self.backend = backend
         self.cite = cite
         self.options = options
         self.log_temperature = (
@@ -99,6 +102,7 @@ class FusedContrastiveLoss(nn.Module):
             more += self._clustered(anchor, positive)
         options |= {"negatives": negatives or None, "backend": self.backend, "return_stats": True}
         if self.gather_across_devices:
+            options["max_gathered_bytes"] = self.max_gathered_bytes
             loss, stats = gathered_loss(self.loss, anchor, positive, *more, **options)
         else:
             loss, stats = self.loss(anchor, positive, *more, **options)

@@ -6,6 +6,7 @@ block of candidates.
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -74,19 +75,29 @@ def problem(call: Sweep) -> Problem:
     known = None if call.inv_temperature is not None else 1.0 / call.temperature
     inv = torch.full((), known, **new) if known is not None else call.inv_temperature.detach().to(torch.float32)
     return Problem(
-        anchor, scale, [_block(call, k, b, new) for k in range(len(call.rows))], positive.contiguous(),
+        anchor, scale, [_block(call, k, b) for k in range(len(call.rows))], positive.contiguous(),
         call.positive is None, _contiguous(call.anchor_id), Logits(call.transform, call.margin, inv, known),
         call.normalize, call.max_workspace_bytes, call.want_stats, b,
     )  # fmt: skip
 
 
-def _block(call: Sweep, k: int, b, new: dict) -> Block:
-    rows, bias = b.prepare(call.rows[k].detach()), call.log_weights[k]
-    scale = b.inverse_norms(rows) if call.normalize else torch.ones(rows.shape[0], **new)
+def _block(call: Sweep, k: int, b: ModuleType) -> Block:
+    return block_of(
+        b, call.normalize, call.rows[k], call.log_weights[k], call.ids[k], call.own_log_weights[k], k == 0,
+        call.needs_grad[k],
+    )  # fmt: skip
+
+
+def block_of(
+    b: ModuleType, normalize: bool, rows: Tensor, bias: Tensor | None, id: Tensor | None, own_log_weight: float,
+    holds_positives: bool, needs_grad: bool,
+) -> Block:  # fmt: skip
+    """A block of candidates as the launchers `b` take it."""
+    rows, new = b.prepare(rows.detach()), {"dtype": torch.float32, "device": rows.device}
+    scale = b.inverse_norms(rows) if normalize else torch.ones(rows.shape[0], **new)
     weighted = bias is not None
     bias = bias.detach().to(torch.float32).contiguous() if weighted else torch.zeros(rows.shape[0], **new)
-    own = call.own_log_weights[k]
-    return Block(rows, scale, bias, weighted, _contiguous(call.ids[k]), own, k == 0, call.needs_grad[k])
+    return Block(rows, scale, bias, weighted, _contiguous(id), own_log_weight, holds_positives, needs_grad)
 
 
 def _contiguous(x: Tensor | None) -> Tensor | None:

@@ -35,6 +35,7 @@ class TrainOptions:
 
     `batch_size` is that of the whole run, whatever its processes are; with `mini_batch_size` it is encoded in such
     parts (GradCache), so that memory does not depend on it. `patience` evaluations without a better score end the run.
+    Candidates of all processes that would take more than `max_gathered_bytes` travel in a ring.
 
     Raises:
         InputError: an option outside its range, named with the value that came.
@@ -49,6 +50,7 @@ class TrainOptions:
     hard_negatives: str | None = None
     batch_size: int = 64
     mini_batch_size: int | None = None
+    max_gathered_bytes: int | None = None
     max_steps: int = 1000
     lr: float = 3e-5
     max_length: int = 32
@@ -97,6 +99,11 @@ class TrainOptions:
 
 
 def _check_mini_batch(options: TrainOptions) -> None:
+    if options.max_gathered_bytes is not None:
+        check_at_least("max_gathered_bytes", options.max_gathered_bytes, 1)
+        if options.bank_options or options.cluster_options:
+            raise InputError(f"--max-gathered-bytes {options.max_gathered_bytes} means nothing to --objective "
+                             f"{options.objective}: it needs the candidates of all processes whole")  # fmt: skip
     if options.mini_batch_size is None:
         return
     check_at_least("mini_batch_size", options.mini_batch_size, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -14,7 +15,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
-from safetensors import SafetensorError
 
 from ..evaluation.files import InputError, RunError
 from .checkpoints import last_checkpoint
@@ -82,25 +82,36 @@ class Processes:
             torch.manual_seed(seed * self.ranks + self.rank)
 
 
-@contextlib.contextmanager
-def failures_named(output_dir: str | Path, processes: Processes) -> Iterator[None]:
+class _Named(contextlib.AbstractContextManager):
     """One sentence for what ends a run from outside: a disk that is full, or another process that has stopped.
+
+    Looks at the error on its way out instead of catching a class of errors: of the libraries that write a checkpoint one
+    raises a bare Exception.
 
     Raises:
         RunError: that sentence, with the checkpoint from which the run can go on.
     """
-    with _told_to_stop(output_dir, processes):
-        try:
-            yield
-        except (OSError, SafetensorError, RuntimeError) as error:
-            if _is_full(error):
-                reason = getattr(error, "strerror", None) or str(error)
-                raise RunError(f"--output-dir {str(output_dir)!r} could not be written: {reason}; "
-                               f"{_remains(output_dir)}") from None  # fmt: skip
-            if processes.ranks > 1 and _is_loss(error):
-                raise RunError(f"rank {processes.rank} of {processes.ranks} lost another process of the run "
-                               f"({_short(error)}); {_remains(output_dir)}") from None  # fmt: skip
-            raise
+
+    def __init__(self, output_dir: str | Path, processes: Processes):
+        self.output_dir, self.processes = output_dir, processes
+
+    def __exit__(self, kind, error, trace) -> None:
+        if error is None or isinstance(error, InputError | RunError):
+            return
+        if _is_full(error):
+            reason = getattr(error, "strerror", None) or str(error)
+            raise RunError(f"--output-dir {str(self.output_dir)!r} could not be written: {reason}; "
+                           f"{_remains(self.output_dir)}") from None  # fmt: skip
+        if self.processes.ranks > 1 and _is_loss(error):
+            raise RunError(f"rank {self.processes.rank} of {self.processes.ranks} lost another process of the run "
+                           f"({_short(error)}); {_remains(self.output_dir)}") from None  # fmt: skip
+
+
+@contextlib.contextmanager
+def failures_named(output_dir: str | Path, processes: Processes) -> Iterator[None]:
+    """A run whose end from outside is one sentence."""
+    with _told_to_stop(output_dir, processes), _Named(output_dir, processes):
+        yield
 
 
 @contextlib.contextmanager
@@ -133,7 +144,9 @@ def _is_loss(error: BaseException) -> bool:
 
 
 def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160]
+    """What happened, without the place in the library's source and its advice."""
+    text = " ".join(re.sub(r"\[/\S*\]", "", str(error)).split())
+    return text.split(". ")[0][:160]
 
 
 def _remains(output_dir: str | Path) -> str:

@@ -101,7 +101,7 @@ def _loss(
     objective = get_objective(options.objective)
     given = {
         "corpus_negatives": bank and bank.negatives, "clusters": clusters and clusters.clusters,
-        "gather_across_devices": processes.ranks > 1, "backend": options.backend, "cite": objective.source,
+        "gather_across_devices": processes.ranks > 1, "max_gathered_bytes": options.max_gathered_bytes, "backend": options.backend, "cite": objective.source,
         **options.objective_options,
     }  # fmt: skip
     if options.mini_batch_size is None:

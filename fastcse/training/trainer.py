@@ -46,6 +46,14 @@ class ContrastiveTrainer(SentenceTransformerTrainer):
         InputError: a loss that is not finite; what follows such a step can only be worse.
     """
 
+    def train(self, *args, **kwargs):
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, Progress):
+                    callback.close()
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             if not math.isfinite(logs["loss"]):
@@ -79,8 +87,10 @@ class Progress(TrainerCallback):
         if self.bar is not None:
             self.bar.set_postfix(self.shown)
 
-    def on_train_end(self, args, state, control, **kwargs):
-        self.bar.close()
+    def close(self) -> None:
+        """Leave the bar as it is, so that what is said next has its own line: also when the run has failed."""
+        if self.bar is not None:
+            self.bar.close()
 
 
 def make_trainer(

@@ -1,0 +1,179 @@
+"""Candidates that travel from process to process in a ring, so that no process ever holds them all.
+
+Each rank's candidates visit every other rank and are gone again; while a visitor is worked with, the next one is on its
+way. They go round once for the sums of the softmax and once more for the gradients, which travel home with them. A rank
+holds two visitors at a time, whatever the number of ranks; the products are those of the two-pass form, 8 N M D.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..losses.contrastive import Call, CandidateBlock, Elsewhere, LossAndStats, as_blocks, check_call, summary
+from ..ops.call import STATS, Sweep
+from ..ops.dispatch import choose_backend
+from ..ops.visiting import Visitor, visits_of
+from .exchange import Exchange
+
+
+@dataclass
+class Travelling(Elsewhere):
+    """This rank's candidates, and those of all others when they come. `exchange` counts candidates first, then each
+    block of negatives; `everywhere` are blocks that all ranks hold alike."""
+
+    exchange: Exchange
+    candidate: Tensor
+    everywhere: list[CandidateBlock]
+
+    def contrast(self, anchor: Tensor, positive: Tensor | None, call: Call) -> Tensor | LossAndStats:
+        """The mean loss of this rank's anchors over the candidates of all ranks."""
+        travel = [CandidateBlock(self.candidate, id=call.candidate_id), *as_blocks(call.negatives)]
+        check_call(anchor, [*travel, *self.everywhere], None, call)
+        learned = isinstance(call.temperature, Tensor)
+        inv = call.temperature.reciprocal().reshape(()) if learned else None
+        sweep = Sweep(
+            anchor, [self.candidate], [None], [call.candidate_id], [0.0], None, call.anchor_id, inv,
+            0.0 if learned else float(call.temperature), call.transform.name, float(call.margin), call.normalize,
+            [self.candidate.requires_grad], call.return_stats, call.max_workspace_bytes,
+            choose_backend(anchor, call.backend),
+        )  # fmt: skip
+        losses, *made = _Ring.apply(self, sweep, travel, anchor, inv, *[block.rows for block in travel])
+        loss = losses.mean()
+        if not call.return_stats:
+            return loss
+        columns = sum(sum(self.exchange.rows(k)) for k in range(len(travel))) + sum(
+            len(b.rows) for b in self.everywhere
+        )
+        return LossAndStats(loss, summary(dict(zip(STATS, made)), anchor.shape[0] * (columns - 1)))
+
+    def visitors(self, blocks: list[CandidateBlock]) -> Iterator[tuple[int, list[Visitor]]]:
+        """Every rank's blocks, with the rank, this one's first."""
+        exchange = self.exchange
+        origin, parcel, needs = exchange.rank, _packed(blocks), [block.rows.requires_grad for block in blocks]
+        for step in range(exchange.ranks):
+            arriving, work = None, []
+            if step + 1 < exchange.ranks:
+                source = (origin - 1) % exchange.ranks
+                arriving = _room(parcel, [counts[source] for counts in _by_tensor(exchange, blocks)])
+                work = _pass_on(exchange, parcel, arriving)
+            yield origin, self._unpacked(origin, parcel, blocks, needs)
+            for one in work:
+                one.wait()
+            if arriving is not None:
+                origin, parcel = source, arriving
+
+    def constant(self) -> list[Visitor]:
+        """The blocks that need not travel."""
+        return [
+            Visitor(b.rows, b.log_weight, b.id, b.own_log_weight, False, None, False) for b in self.everywhere
+        ]  # fmt: skip
+
+    def _unpacked(
+        self, origin: int, parcel: list[Tensor], blocks: list[CandidateBlock], needs: list[bool]
+    ) -> list[Visitor]:
+        own, given, made = origin == self.exchange.rank, iter(parcel), []
+        for k, block in enumerate(blocks):
+            rows = next(given)
+            log_weight = None if block.log_weight is None else next(given)
+            id = None if block.id is None else next(given)
+            first = sum(self.exchange.rows(0)[:origin]) if k == 0 else None
+            weight = block.own_log_weight if own else 0.0
+            made.append(Visitor(rows, log_weight, id, weight, own and k == 0, first, needs[k]))
+        return made
+
+
+def _packed(blocks: list[CandidateBlock]) -> list[Tensor]:
+    given = [x for block in blocks for x in (block.rows, block.log_weight, block.id) if x is not None]
+    return [x.detach().contiguous() for x in given]
+
+
+def _by_tensor(exchange: Exchange, blocks: list[CandidateBlock]) -> list[list[int]]:
+    """The counts by rank of every tensor of a parcel."""
+    return [
+        exchange.rows(k)
+        for k, block in enumerate(blocks)
+        for x in (block.rows, block.log_weight, block.id)
+        if x is not None
+    ]
+
+
+def _room(like: list[Tensor], counts: list[int]) -> list[Tensor]:
+    return [x.new_empty(count, *x.shape[1:]) for x, count in zip(like, counts)]
+
+
+def _pass_on(exchange: Exchange, sent: list[Tensor], arriving: list[Tensor]) -> list[dist.Work]:
+    """Send tensors to the next rank and receive those of the one before. All ranks start these in one order."""
+    rank, ranks, group = exchange.rank, exchange.ranks, exchange.group
+    after, before = (rank + 1) % ranks, (rank - 1) % ranks
+    if group is not None:
+        after, before = dist.get_global_rank(group, after), dist.get_global_rank(group, before)
+    ops = [dist.P2POp(dist.isend, x, after, group, tag) for tag, x in enumerate(sent)]
+    ops += [dist.P2POp(dist.irecv, x, before, group, tag) for tag, x in enumerate(arriving)]
+    return dist.batch_isend_irecv(ops)
+
+
+class _Ring(torch.autograd.Function):
+    """(N,) losses and by-products of this rank's anchors."""
+
+    @staticmethod
+    def forward(ctx, travelling, sweep, blocks, anchor, inv_temperature, *rows):
+        visits = visits_of(sweep)
+        if visits.needs_largest(any(b.log_weight is not None for b in [*blocks, *travelling.everywhere])):
+            for visitor in _all(travelling, blocks):
+                visits.see(visitor)
+            visits.settle()
+        for visitor in _all(travelling, blocks):
+            visits.add(visitor)
+        closed = visits.close()
+        made = visits.by_products() if sweep.want_stats else []
+        ctx.travelling, ctx.blocks = travelling, blocks
+        ctx.sweep = sweep._replace(want_stats=False)
+        ctx.save_for_backward(closed)
+        ctx.mark_non_differentiable(*made)
+        return (closed[0].clone(), *made)
+
+    @staticmethod
+    def backward(ctx, upstream, *_):
+        (closed,), blocks, sweep = ctx.saved_tensors, ctx.blocks, ctx.sweep
+        visits = visits_of(sweep)
+        visits.begin(closed, upstream)
+        home = _gradients_home(ctx.travelling, blocks, visits)
+        d_anchor, d_inv, d_first = visits.finish(home[0])
+        made = [None if g is None else g.to(sweep.anchor.dtype) for g in (d_first, *home[1:])]
+        d_inv = None if sweep.inv_temperature is None else d_inv.to(sweep.inv_temperature.dtype)
+        return None, None, None, d_anchor.to(sweep.anchor.dtype), d_inv, *made
+
+
+def _all(travelling: Travelling, blocks: list[CandidateBlock]) -> Iterator[Visitor]:
+    for _, visitors in travelling.visitors(blocks):
+        yield from visitors
+    yield from travelling.constant()
+
+
+def _gradients_home(travelling: Travelling, blocks: list[CandidateBlock], visits) -> list[Tensor | None]:
+    """Every visitor takes this rank's part of its gradient on to the next; what comes last is this rank's own."""
+    exchange, needs = travelling.exchange, [block.rows.requires_grad for block in blocks]
+    carried, leaving, work = None, [], []
+    for origin, visitors in travelling.visitors(blocks):
+        own = [visits.give(visitor) for visitor in visitors]
+        own = [g for g in own if g is not None]
+        for one in work:
+            one.wait()
+        if carried is not None:
+            for g, so_far in zip(own, carried):
+                g += so_far
+        # The rank before sends what it has for the visitor that comes here next, at last for this rank's own rows.
+        counts = [exchange.rows(k)[(origin - 1) % exchange.ranks] for k, need in enumerate(needs) if need]
+        leaving, carried = own, _room(own, counts)
+        work = _pass_on(exchange, leaving, carried) if own else []
+    for visitor in travelling.constant():
+        visits.give(visitor)
+    for one in work:
+        one.wait()
+    arrived = iter(carried or [])
+    return [next(arrived) if need else None for need in needs]

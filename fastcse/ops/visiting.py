@@ -1,0 +1,181 @@
+"""Losses over candidates that come one block after another, on every backend: what a ring of processes works with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from ..engine.visiting import Visits
+from ..pairs import Block
+from ..transforms import get
+from .call import STATS, Sweep, block_of, problem
+from .dispatch import record
+
+
+@dataclass
+class Visitor:
+    """A block of candidates: `first` is the number of its first row among all candidates, None for other negatives;
+    with `positives` row i is anchor i's, and with an `own_log_weight` it weighs more for it."""
+
+    rows: Tensor
+    log_weight: Tensor | None
+    id: Tensor | None
+    own_log_weight: float
+    positives: bool
+    first: int | None
+    needs_grad: bool
+
+
+def visits_of(call: Sweep) -> FusedVisits | PlainVisits:
+    """The passes over visitors of the anchors of `call`, whose only rows are those with the positives."""
+    return PlainVisits(call) if call.backend == "reference" else FusedVisits(call)
+
+
+class FusedVisits:
+    """`engine.visiting` with visitors made ready for the backend."""
+
+    def __init__(self, call: Sweep):
+        self.call, self.visits = call, Visits(problem(call))
+
+    def needs_largest(self, weighted: bool) -> bool:
+        """Whether the visitors must be seen once before, some having weights."""
+        return weighted or self.visits.needs_largest
+
+    def see(self, visitor: Visitor) -> None:
+        self.visits.see(self._block(visitor))
+
+    def settle(self) -> None:
+        self.visits.settle()
+
+    def add(self, visitor: Visitor) -> None:
+        self.visits.add(self._block(visitor), visitor.first)
+
+    def close(self) -> Tensor:
+        """(3, N), losses first; the rest is for `begin`."""
+        return self.visits.close()
+
+    def by_products(self) -> list[Tensor]:
+        """In the order of STATS."""
+        return [self.visits.p.stats[0][name] for name in STATS]
+
+    def begin(self, closed: Tensor, upstream: Tensor) -> None:
+        self.visits.begin(closed, upstream)
+
+    def give(self, visitor: Visitor) -> Tensor | None:
+        """(M, D) float32, the visitor's gradient."""
+        return self.visits.give(self._block(visitor))
+
+    def finish(self, d_own: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Gradients of the anchors, of 1 / temperature, and of the block with the positives, whose other part came
+        home."""
+        g = self.visits.finish(d_own)
+        return g.anchor, g.inv_temperature, g.blocks[0]
+
+    def _block(self, v: Visitor) -> Block:
+        own = self.visits.p.blocks[0]
+        if v.positives:  # it is there, made ready
+            return own
+        return block_of(
+            self.visits.p.launchers, self.call.normalize, v.rows, v.log_weight, v.id, v.own_log_weight, False,
+            v.needs_grad,
+        )  # fmt: skip
+
+
+class PlainVisits:
+    """The same in plain torch, gradients by autograd: the specification, and the backend for float64."""
+
+    def __init__(self, call: Sweep):
+        record(call.backend)
+        self.call, self.transform, n = call, get(call.transform), call.anchor.shape[0]
+        dtype, device = torch.promote_types(call.anchor.dtype, torch.float32), call.anchor.device
+        inv = 1.0 / call.temperature if call.inv_temperature is None else call.inv_temperature.detach()
+        self.inv = torch.as_tensor(inv, dtype=dtype, device=device)
+        self.anchor, self.own = call.anchor.detach(), torch.arange(n, device=device)
+        self.total = torch.full((n,), -torch.inf, dtype=dtype, device=device)
+        self.found = {name: torch.zeros_like(self.total) for name in ("similarity_sum", "count")}
+        self.found |= {name: self.total.clone() for name in ("hardest", "hardest_overall")}
+        self.found["hardest_col"] = torch.full((n,), -1, device=device)
+
+    def needs_largest(self, weighted: bool) -> bool:
+        return False
+
+    @torch.no_grad()
+    def add(self, visitor: Visitor) -> None:
+        s, x, keep = self._logits(visitor, self.anchor, visitor.rows, self.inv)
+        self.total = torch.logaddexp(self.total, x.logsumexp(1))
+        kept, found = torch.where(keep, s, -torch.inf), self.found
+        found["similarity_sum"] += torch.where(keep, s, 0.0).sum(1)
+        found["count"] += keep.sum(1)
+        best = kept.amax(1)
+        found["hardest_overall"] = torch.maximum(found["hardest_overall"], best)
+        if visitor.first is None:
+            return
+        column = (kept == best[:, None]).int().argmax(1) + visitor.first
+        lower = (best == found["hardest"]) & (column < found["hardest_col"])
+        better = torch.isfinite(best) & ((best > found["hardest"]) | lower)
+        found["hardest_col"] = torch.where(better, column, found["hardest_col"])
+        found["hardest"] = torch.where(better, best, found["hardest"])
+
+    @torch.no_grad()
+    def close(self) -> Tensor:
+        s, x = self._positive(self.anchor, self.call.rows[0].detach(), self.inv)
+        loss = torch.logaddexp(self.total - x, torch.zeros_like(x))
+        self.found |= {"lse": x + loss, "positive_similarity": s}
+        return torch.stack([loss, torch.sigmoid(self.total - x), x + loss])
+
+    def by_products(self) -> list[Tensor]:
+        return [self.found[name] for name in STATS]
+
+    def begin(self, closed: Tensor, upstream: Tensor) -> None:
+        self.closed, self.upstream = closed, upstream
+        self.d_anchor, self.d_inv = torch.zeros_like(self.anchor), torch.zeros_like(self.inv)
+
+    def give(self, visitor: Visitor) -> Tensor | None:
+        with torch.enable_grad():
+            given = self._leaves(visitor.rows)
+            _, x, keep = self._logits(visitor, *given)
+            # The loss's derivative by a logit is the logit's share of the row's sum.
+            share = self.upstream[:, None] * torch.exp(x.detach() - self.closed[2][:, None])
+            d_rows = self._backward((share * torch.where(keep, x, 0.0)).sum(), given)
+        return d_rows if visitor.needs_grad else None
+
+    def finish(self, d_own: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        with torch.enable_grad():
+            given = self._leaves(self.call.rows[0])
+            _, x = self._positive(*given)
+            d_rows = self._backward(-(self.upstream * self.closed[1] * x).sum(), given)
+        return self.d_anchor, self.d_inv, None if d_own is None else d_own + d_rows
+
+    def _leaves(self, rows: Tensor) -> list[Tensor]:
+        return [one.detach().requires_grad_() for one in (self.anchor, rows, self.inv)]
+
+    def _backward(self, value: Tensor, given: list[Tensor]) -> Tensor:
+        d_anchor, d_rows, d_inv = torch.autograd.grad(value, given)
+        self.d_anchor += d_anchor
+        self.d_inv += d_inv
+        return d_rows
+
+    def _positive(self, anchor: Tensor, rows: Tensor, inv: Tensor) -> tuple[Tensor, Tensor]:
+        """(N,) similarities and logits of the positives."""
+        a, c = (x.to(inv.dtype) for x in (anchor, rows[: len(anchor)]))
+        if self.call.normalize:
+            a, c = reference.unit_rows(a), reference.unit_rows(c)
+        s = (a * c).sum(1)
+        return s, self.transform.differentiable()[1](s, self.call.margin) * inv
+
+    def _logits(self, v: Visitor, anchor: Tensor, rows: Tensor, inv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(N, M) similarities, logits with -inf where a pair takes no part, and where it takes part."""
+        s = reference.similarity(anchor, rows, self.call.normalize)
+        x = self.transform.differentiable()[0](s, self.call.margin) * inv
+        if v.log_weight is not None:
+            x = x + v.log_weight
+        own = self.own[:, None] == torch.arange(rows.shape[0], device=rows.device)
+        keep = ~own if v.positives else torch.ones_like(own)
+        if v.own_log_weight:
+            x = x + own * v.own_log_weight
+        if v.id is not None and self.call.anchor_id is not None:
+            keep = keep & (self.call.anchor_id[:, None] != v.id)
+        return s, torch.where(keep, x, -torch.inf), keep
