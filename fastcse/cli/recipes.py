@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -47,8 +46,6 @@ def _details(recipe: Recipe) -> list[Table]:
     about.add_row("paper", escape(f"{recipe.title}\n{recipe.url}"))
     about.add_row("objective", recipe.objective)
     about.add_row("set here", escape(", ".join(f"{k} {v}" for k, v in _flat(recipe.options))))
-    around = [f"{k} {v}" for k, v in asdict(recipe.ingredients).items() if v]
-    about.add_row("around it", escape(", ".join(around).replace("_", " ")) or "nothing")
     about.add_row("run", escape(recipe.example))
     published = Table(title="published", title_justify="left")
     for column in ("setting", "value", "source"):

@@ -14,6 +14,7 @@ from ..losses.clusterns import clusterns_loss
 from ..losses.contrastive import CandidateBlock, LossAndStats
 from ..losses.hsimcse import QUADRUPLET_WEIGHT, hsimcse_loss
 from ..losses.infonce import infonce_loss
+from ..losses.intermediate import sscl_loss
 from ..ops import checks
 from .exchange import Exchange, shared_value
 from .travelling import Travelling
@@ -98,7 +99,7 @@ def gathered_loss(
     if isinstance(temperature, Tensor):
         temperature = shared_value(temperature, group)
     ring = _is_too_large(exchange, anchor, max_gathered_bytes)
-    if ring and loss in (hsimcse_loss, clusterns_loss):
+    if ring and loss in (hsimcse_loss, clusterns_loss, sscl_loss):
         raise ValueError(f"max_gathered_bytes of {max_gathered_bytes} is less than the candidates of all ranks take, "
                          f"and {loss.__name__} needs them whole")  # fmt: skip
     batch = _Batch(exchange, anchor, candidate, blocks, everywhere or [], anchor_id, candidate_id, ring)
@@ -188,6 +189,8 @@ def _whole(loss: Callable, batch: _Batch, more: tuple) -> tuple[tuple, dict[str,
     """What a loss needs of the other ranks besides candidates."""
     if loss is hsimcse_loss:
         return more, {"all_anchor": batch.gather(batch.anchor.detach()), "anchor_index": batch.positive}
+    if loss is sscl_loss:
+        return more, {"all_anchor": batch.gather(batch.anchor)}
     if loss is clusterns_loss and more and more[0] is not None:
         return more, {"candidate_index": batch.gather(more[0])}
     return more, {}

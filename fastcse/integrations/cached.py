@@ -69,6 +69,7 @@ class CachedFusedContrastiveLoss(CachedLossMixin, FusedContrastiveLoss):
             # write into the features.
             columns = [dict(columns[0]), dict(columns[0])]
         loss = self.forward_cached(columns, labels)
+        self._keep(columns)
         if self._temperature_grad is not None and loss.requires_grad:
             loss.register_hook(partial(self._carry, gradient=self._temperature_grad))
         return loss

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -13,8 +13,19 @@ from torch import distributed as dist
 
 from ..clustering.online import OnlineAssignment, OnlineKMeans
 from ..distributed import gathered_loss, is_many, total_over_ranks
+from ..losses.contrastive import CandidateBlock
 from ..mining.corpus_negatives import CorpusNegatives
 from ..ops.dispatch import last_backend
+
+
+class KeySource(Protocol):
+    """A queue of past rows."""
+
+    def block(self, dtype: torch.dtype) -> list[CandidateBlock]:
+        """What it holds now."""
+
+    def push(self, features: dict[str, Any]) -> None:
+        """A tokenized column, to be encoded and kept."""
 
 
 class FusedContrastiveLoss(nn.Module):
@@ -36,6 +47,9 @@ class FusedContrastiveLoss(nn.Module):
                  its anchor and its positive; -1 where the bank does not hold the text.
         clusters: for `fastcse.clusterns_loss`: moves with every batch in training, and once it has started the loss is
                  called as `loss(a, p, index, centroids, counts, ...)`.
+        queue:   past rows as more negatives: asked for its `block(dtype)`, and in training then given the last view of
+                 the batch to `push`.
+        extra_columns: how many columns behind the positive are arguments of the loss, before its negatives.
         gather_across_devices: over several processes, take every rank's rows as candidates, with the gradient that one
                  process would have: see `fastcse.distributed.gathered_loss`.
         max_gathered_bytes: where all ranks' rows would take more they travel in a ring; see there.
@@ -59,6 +73,8 @@ class FusedContrastiveLoss(nn.Module):
         learnable_temperature: bool = False,
         corpus_negatives: CorpusNegatives | None = None,
         clusters: OnlineKMeans | None = None,
+        queue: KeySource | None = None,
+        extra_columns: int = 0,
         gather_across_devices: bool = False,
         max_gathered_bytes: int | None = None,
         backend: str | None = None,
@@ -71,6 +87,7 @@ class FusedContrastiveLoss(nn.Module):
         self.model = model
         self.loss = loss
         self.corpus_negatives, self.clusters = corpus_negatives, clusters
+        self.queue, self.extra_columns = queue, extra_columns
         self.gather_across_devices, self.max_gathered_bytes = gather_across_devices, max_gathered_bytes
         self.backend = backend
         self.cite = cite
@@ -87,7 +104,14 @@ class FusedContrastiveLoss(nn.Module):
         the bank where there is one."""
         columns = list(sentence_features)
         rows = two_views(self.model, columns[0]) if len(columns) == 1 else [embed(self.model, one) for one in columns]
-        return self.compute_loss_from_embeddings(rows, labels)
+        loss = self.compute_loss_from_embeddings(rows, labels)
+        self._keep(columns)
+        return loss
+
+    def _keep(self, columns: list[dict[str, Any]]) -> None:
+        """The batch's second views into the queue, for the batches to come."""
+        if self.queue is not None and self.training:
+            self.queue.push(columns[0] if len(columns) == 1 else columns[1])
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None) -> Tensor:
         """The loss of columns that are already embedded: [(N, D) anchor, (N, D) positive, (N, D) negative ...]."""
@@ -97,14 +121,18 @@ class FusedContrastiveLoss(nn.Module):
         options = dict(self.options)
         if self.log_temperature is not None:
             options["temperature"] = self.log_temperature.exp()
-        more = [] if self.corpus_negatives is None else [self._from_corpus(anchor, positive, labels)]
+        more, negatives = negatives[: self.extra_columns], negatives[self.extra_columns :]
+        more += [] if self.corpus_negatives is None else [self._from_corpus(anchor, positive, labels)]
         if self.clusters is not None:
             more += self._clustered(anchor, positive)
         options |= {"negatives": negatives or None, "backend": self.backend, "return_stats": True}
+        past = [] if self.queue is None else self.queue.block(anchor.dtype)
         if self.gather_across_devices:
+            options["everywhere"] = past
             options["max_gathered_bytes"] = self.max_gathered_bytes
             loss, stats = gathered_loss(self.loss, anchor, positive, *more, **options)
         else:
+            options["negatives"] = [*negatives, *past] or None
             loss, stats = self.loss(anchor, positive, *more, **options)
         self.used_backend = last_backend()
         self._record(stats._asdict())

@@ -34,6 +34,7 @@ def sscl_loss(
     *,
     parts: int = 3,
     negatives: Tensor | CandidateBlock | Sequence | None = None,
+    all_anchor: Tensor | None = None,
     temperature: float | Tensor = 0.05,
     anchor_id: Tensor | None = None,
     candidate_id: Tensor | None = None,
@@ -57,6 +58,7 @@ def sscl_loss(
         parts:      embeddings in a row; `fastcse.training.heads.IntermediateLayers` makes such rows.
         negatives:  (M', parts D) or (M', D) rows, a `CandidateBlock` or a list of them: of wider rows the final part is
                     a negative in both losses, and the others in the extended one.
+        all_anchor: (A, parts D) where `anchor` is only a part of the batch, as one rank's: all of it.
         temperature, anchor_id, candidate_id, max_workspace_bytes, backend: of `infonce_loss`. Ids mask final parts
                     only: intermediate vectors have none.
         reduction:  "mean" | "sum" | "none".
@@ -90,7 +92,8 @@ def sscl_loss(
     shared = dict(temperature=temperature, anchor_id=anchor_id, candidate_id=candidate_id, reduction=reduction,
                   return_stats=return_stats, max_workspace_bytes=max_workspace_bytes, backend=backend)  # fmt: skip
     blocks, more = _split_blocks(negatives, width, parts)
-    more += [CandidateBlock(part) for rows in (anchor, candidate) for part in _other_parts(rows, width)]
+    everyone = anchor if all_anchor is None else all_anchor
+    more += [CandidateBlock(part) for rows in (everyone, candidate) for part in _other_parts(rows, width)]
     a, c = anchor[:, :width], candidate[:, :width]
     plain = infonce_loss(a, c, positive, negatives=blocks or None, **shared)
     extended = infonce_loss(a, c, positive, negatives=[*blocks, *more], **shared) if more else plain

@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 from ..evaluation.files import InputError
 from ..losses.clusterns import clusterns_loss
 from ..losses.focal import focal_infonce_loss
 from ..losses.hsimcse import hsimcse_loss
 from ..losses.infonce import infonce_loss
-
-
-@dataclass(frozen=True)
-class Objective:
-    """A public loss `loss(anchor, positive, negatives=..., **options)` of fastcse, and the options a user may set.
-
-    With `bank` it is called with one corpus negative for each anchor, as `loss(anchor, positive, rows, ...)`; with
-    `clusters`, once they have started, as `loss(anchor, positive, index, centroids, counts, ...)`.
-    """
-
-    loss: Callable
-    options: dict[str, float | str]  # name -> default
-    source: str  # a reference, as BibTeX
-    bank: bool = False
-    clusters: bool = False
-
+from .objective import Objective
+from .recipe_objectives import RECIPE_OBJECTIVES
 
 SIMCSE = """
 @inproceedings{gao2021simcse,
@@ -86,6 +69,7 @@ OBJECTIVES = {
         CLUSTERNS,
         clusters=True,
     ),
+    **RECIPE_OBJECTIVES,
 }
 
 

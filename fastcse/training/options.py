@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,10 @@ from ..losses.clusterns import FALSE_NEGATIVES
 from ..ops.dispatch import backends
 from ..pairs import STEPS
 from .bank_options import BankOptions
+from .checks import check_at_least, check_finite, check_positive, flag
 from .cluster_options import ClusterOptions
 from .objectives import get_objective, resolve_options
+from .surrounding_options import check_surroundings
 
 POOLINGS = ("cls", "mean")
 # These do not change the losses of a run, so a resumed run may differ in them.
@@ -35,7 +36,10 @@ class TrainOptions:
 
     `batch_size` is that of the whole run, whatever its processes are; with `mini_batch_size` it is encoded in such
     parts (GradCache), so that memory does not depend on it. `patience` evaluations without a better score end the run.
-    Candidates of all processes that would take more than `max_gathered_bytes` travel in a ring.
+    `head` is a layer that only training has, `view` a change of the text of the second view, `queue` the number of past
+    rows that are negatives too, kept by an encoder that follows the trained one by `queue_momentum`. `recipe` names
+    where options came from. Candidates of all processes travel in a ring where they would take more than
+    `max_gathered_bytes`.
 
     Raises:
         InputError: an option outside its range, named with the value that came.
@@ -66,6 +70,12 @@ class TrainOptions:
     tensorboard: bool = False
     resume: bool = False
     backend: str | None = None
+    recipe: str | None = None
+    head: str | None = None
+    view: str | None = None
+    view_rate: float = 0.05
+    queue: int = 0
+    queue_momentum: float = 0.999
 
     def __post_init__(self):
         object.__setattr__(self, "objective_options", resolve_options(self.objective, self.objective_options))
@@ -83,10 +93,11 @@ class TrainOptions:
         check_at_least("eval_steps", self.eval_steps, 1)
         check_at_least("max_length", self.max_length, 3)  # [CLS], one word, [SEP]
         check_at_least("seed", self.seed, 0)
-        _positive("lr", self.lr)
+        check_positive("lr", self.lr)
         for name, value in self.objective_options.items():
             _check_objective_option(name, value)
         _check_ending(self)
+        check_surroundings(self)
         check_backend(self.backend)
 
     def identity(self) -> dict[str, Any]:
@@ -152,12 +163,12 @@ def _check_objective_option(name: str, value: float | str) -> None:
         if value not in FALSE_NEGATIVES:
             raise InputError(f"--false-negatives {value!r} is unknown: expected {' or '.join(FALSE_NEGATIVES)}")
     elif name == "temperature":
-        _positive(name, value)
+        check_positive(name, value)
     elif name == "noise":
-        _finite(name, value)
+        check_finite(name, value)
         check_at_least(name, value, 0)
     else:
-        _finite(name, value)
+        check_finite(name, value)
 
 
 def check_pooling(name: str | None) -> None:
@@ -180,24 +191,3 @@ def check_backend(name: str | None) -> None:
         raise InputError(f"--backend {name!r} is unknown: expected {', '.join(status)}")
     if not status[name].available:
         raise InputError(f"--backend {name!r} cannot run here: {status[name].reason}")
-
-
-def flag(name: str) -> str:
-    """The spelling of an option on the command line."""
-    return "--" + name.replace("_", "-")
-
-
-def check_at_least(name: str, value: float, lowest: int) -> None:
-    """An InputError if the option `name` is below `lowest`."""
-    if value < lowest:
-        raise InputError(f"{flag(name)} is {value}: expected at least {lowest}")
-
-
-def _finite(name: str, value: float) -> None:
-    if not math.isfinite(value):
-        raise InputError(f"{flag(name)} is {value}: expected a finite number")
-
-
-def _positive(name: str, value: float) -> None:
-    if not (value > 0 and math.isfinite(value)):
-        raise InputError(f"{flag(name)} is {value}: expected a finite number above 0")

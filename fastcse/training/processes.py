@@ -85,8 +85,8 @@ class Processes:
 class _Named(contextlib.AbstractContextManager):
     """One sentence for what ends a run from outside: a disk that is full, or another process that has stopped.
 
-    Looks at the error on its way out instead of catching a class of errors: of the libraries that write a checkpoint one
-    raises a bare Exception.
+    Looks at the error on its way out instead of catching a class of errors: of the libraries that write a checkpoint
+    one raises a bare Exception.
 
     Raises:
         RunError: that sentence, with the checkpoint from which the run can go on.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..losses.angular import angular_infonce_loss
 from ..losses.intermediate import sscl_loss
 from ..losses.soft_negative import soft_negative_loss
-from .objectives import Objective
+from .objective import Objective
 
 KDMCSE = """
 @misc{nguyen2024kdmcse,
@@ -34,12 +34,10 @@ SSCL = """
 }
 """
 
-# soft-negative is called as loss(anchor, positive, soft_negative, negatives=..., ...), with the third column of the
-# text; sscl wants rows of heads.IntermediateLayers, and would cut any other embedding in pieces.
 RECIPE_OBJECTIVES = {
     "angular": Objective(angular_infonce_loss, {"temperature": 0.05, "margin": 0.15}, KDMCSE),
     "soft-negative": Objective(
-        soft_negative_loss, {"temperature": 0.05, "margin_weight": 1e-3, "alpha": 0.1, "beta": 0.3}, SNCSE
+        soft_negative_loss, {"temperature": 0.05, "margin_weight": 1e-3, "alpha": 0.1, "beta": 0.3}, SNCSE, columns=1
     ),
-    "sscl": Objective(sscl_loss, {"temperature": 0.05, "parts": 3}, SSCL),
+    "sscl": Objective(sscl_loss, {"temperature": 0.05, "parts": 3}, SSCL, layers=True),
 }

@@ -25,11 +25,14 @@ from .data import check_fills_a_batch, read_corpus, read_pairs
 from .encoders import has_dropout, load_encoder
 from .figure import FIGURE_FILE, draw
 from .hard_negatives import add_hard_negatives
+from .heads import strip_training_layers
 from .log import JsonLog
 from .objectives import get_objective
 from .options import TrainOptions
 from .processes import Processes, failures_named
+from .queue import KeyQueue
 from .report import DEV_KEY, TrainReport, make_report
+from .surroundings import seen, surround
 from .trainer import make_trainer
 
 DEV = "stsb.dev"  # the set that chooses the checkpoint; no other set is opened
@@ -61,17 +64,14 @@ def _train(options: TrainOptions, processes: Processes) -> TrainReport:
         for note in notes:
             logger.warning(note)
     dev = None if options.sts_dir is None else find_dev(options.sts_dir)
-    set_seed(options.seed)  # before the model: weights that a checkpoint lacks are drawn at random
-    model = load_encoder(options.model, pooling=options.pooling)
-    if options.corpus is not None and not has_dropout(model):
-        raise InputError(f"--model {options.model!r} has no dropout, so the two views of a --corpus sentence would be "
-                         "equal: expected a model with dropout, or --pairs")  # fmt: skip
+    model = _encoder(options)
     checkpoint = processes.first_alone(lambda: prepare_output(options))
     bank = _bank(options, dataset, model, checkpoint, processes)
     clusters = _clusters(options, model, checkpoint, processes)
-    loss = _loss(options, model, bank, clusters, processes)
+    queue = _queue(options, model, checkpoint, processes)
+    loss = _loss(options, model, bank, clusters, queue, processes)
     before = None if dev is None else processes.first_alone(lambda: 100 * dev(model)[f"{DEV_KEY}_spearman_cosine"])
-    upkeep = [*([bank.upkeep] if bank else []), *([clusters] if clusters else []), JsonLog(options.output_dir)]
+    upkeep = [one for one in (bank and bank.upkeep, clusters, queue, JsonLog(options.output_dir)) if one]
     trainer = make_trainer(
         model, bank.dataset if bank else dataset, loss, output_dir=options.output_dir, batch_size=options.batch_size,
         lr=options.lr, max_steps=options.max_steps, max_length=options.max_length, seed=options.seed,
@@ -83,6 +83,7 @@ def _train(options: TrainOptions, processes: Processes) -> TrainReport:
     processes.own_randomness(options.seed)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - start
+    strip_training_layers(model)
     trainer.save_model(options.output_dir)
     first_step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
     report = make_report(options, trainer, before, seconds, len(dataset), first_step, notes)
@@ -94,14 +95,28 @@ def _train(options: TrainOptions, processes: Processes) -> TrainReport:
     return report
 
 
+def _encoder(options: TrainOptions) -> SentenceTransformer:
+    """The model with what training puts behind it."""
+    set_seed(options.seed)  # before the model: weights that a checkpoint lacks are drawn at random
+    model = load_encoder(options.model, pooling=options.pooling)
+    if options.corpus is not None and not has_dropout(model):
+        raise InputError(f"--model {options.model!r} has no dropout, so the two views of a --corpus sentence would be "
+                         "equal: expected a model with dropout, or --pairs")  # fmt: skip
+    set_seed(options.seed)  # again: loading may have drawn some or none, and a head is drawn now
+    surround(model, options)
+    return model
+
+
 def _loss(
     options: TrainOptions, model: SentenceTransformer, bank: Bank | None, clusters: ClusterUpkeep | None,
-    processes: Processes,
+    queue: KeyQueue | None, processes: Processes,
 ) -> FusedContrastiveLoss:  # fmt: skip
     objective = get_objective(options.objective)
     given = {
         "corpus_negatives": bank and bank.negatives, "clusters": clusters and clusters.clusters,
-        "gather_across_devices": processes.ranks > 1, "max_gathered_bytes": options.max_gathered_bytes, "backend": options.backend, "cite": objective.source,
+        "queue": queue, "extra_columns": objective.columns,
+        "gather_across_devices": processes.ranks > 1, "max_gathered_bytes": options.max_gathered_bytes,
+        "backend": options.backend, "cite": objective.source,
         **options.objective_options,
     }  # fmt: skip
     if options.mini_batch_size is None:
@@ -135,6 +150,18 @@ def _clusters(
     return upkeep
 
 
+def _queue(
+    options: TrainOptions, model: SentenceTransformer, checkpoint: Path | None, processes: Processes
+) -> KeyQueue | None:
+    if not options.queue:
+        return None
+    queue = KeyQueue(
+        model, options.queue, options.queue_momentum, options.output_dir, processes, options.mini_batch_size
+    )  # fmt: skip
+    queue.restore(checkpoint)
+    return queue
+
+
 def _read(options: TrainOptions) -> tuple[Dataset, list[str]]:
     if options.corpus is not None:
         path, argument, dataset = options.corpus, "--corpus", read_corpus(options.corpus)
@@ -143,6 +170,7 @@ def _read(options: TrainOptions) -> tuple[Dataset, list[str]]:
     notes: list[str] = []
     if options.hard_negatives is not None:
         dataset, notes = add_hard_negatives(dataset, options.hard_negatives)
+    dataset = seen(dataset, options)
     check_fills_a_batch(dataset, options.batch_size, path, argument)
     return dataset, notes
 

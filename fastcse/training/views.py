@@ -9,8 +9,8 @@ from collections.abc import Callable
 from datasets import Dataset
 
 from ..evaluation.files import InputError
+from .surrounding_options import VIEWS
 
-VIEWS = ("case-switch", "negation")
 COLUMNS = ("anchor", "positive", "negative")
 
 _WORD = re.compile(r"\S+")

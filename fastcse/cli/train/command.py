@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from ..pairs import STEPS
-from ..training.objectives import OBJECTIVES
-from .console import Backend, Json, one_sentence_errors, quiet_stdout, real_option, show, shown, whole_option
-
-if TYPE_CHECKING:
-    from ..training.run import TrainReport
+from ...pairs import STEPS
+from ...training.objectives import OBJECTIVES
+from ..console import Backend, Json, one_sentence_errors, quiet_stdout, real_option, show, whole_option
+from .table import table_of
 
 
 @one_sentence_errors
 def train(
     output_dir: Annotated[str, typer.Option(metavar="DIR", help="Model and checkpoints go here.", show_default=False)],
-    objective: Annotated[str, typer.Option(metavar="|".join(OBJECTIVES), help="What to train.")] = "focal",
-    model: Annotated[str, typer.Option(metavar="NAME", help="Hub name, local folder, or minilm.")] = "minilm",
+    recipe: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A paper's settings where none are given; see fastcse recipes.")
+    ] = None,
+    objective: Annotated[
+        str | None, typer.Option(metavar="|".join(OBJECTIVES), help="What to train. (default: focal)")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Hub name, local folder, or minilm. (default: minilm)")
+    ] = None,
     pooling: Annotated[str | None, typer.Option(metavar="cls|mean", help="By default the model's own.")] = None,
     corpus: Annotated[str | None, typer.Option(metavar="FILE", help="One sentence a line, .txt or .gz.")] = None,
     pairs: Annotated[
@@ -28,19 +32,33 @@ def train(
     hard_negatives: Annotated[
         str | None, typer.Option(metavar="FILE", help="What fastcse mine wrote for --corpus or --pairs.")
     ] = None,
-    batch_size: Annotated[int, whole_option("Sentences, or pairs, in a batch of all processes together.")] = 64,
+    batch_size: Annotated[
+        int | None, whole_option("Sentences, or pairs, in a batch of all processes together. (default: 64)")
+    ] = None,
     mini_batch_size: Annotated[
         int | None, whole_option("Encode the batch in such parts: memory no longer depends on it. (default: whole)")
     ] = None,
     max_gathered_bytes: Annotated[
         int | None, whole_option("More candidates of all processes travel in a ring. (default: gather all)")
     ] = None,
-    max_steps: Annotated[int, whole_option("Optimizer steps.")] = 1000,
-    lr: Annotated[float, real_option("First learning rate; it decays linearly to 0.")] = 3e-5,
-    max_length: Annotated[int, whole_option("Tokens of a sentence, in training only.")] = 32,
+    max_steps: Annotated[int | None, whole_option("Optimizer steps. (default: 1000)")] = None,
+    lr: Annotated[float | None, real_option("First learning rate; it decays linearly to 0. (default: 3e-5)")] = None,
+    max_length: Annotated[int | None, whole_option("Tokens of a sentence, in training only. (default: 32)")] = None,
+    head: Annotated[
+        str | None, typer.Option(metavar="tanh|batchnorm|none", help="A layer of training only. (default: none)")
+    ] = None,
+    view: Annotated[
+        str | None, typer.Option(metavar="case-switch|negation|none", help="Change the second view. (default: none)")
+    ] = None,
+    view_rate: Annotated[float | None, real_option("Of words whose case is switched. (default: 0.05)")] = None,
+    queue: Annotated[int | None, whole_option("Past rows that are negatives too. (default: 0)")] = None,
+    queue_momentum: Annotated[
+        float | None, real_option("What the queue's encoder keeps of itself in a step. (default: 0.999)")
+    ] = None,
+    parts: Annotated[int | None, whole_option("Layers of sscl, the last one included. (default: 3)")] = None,
     temperature: Annotated[float | None, real_option("Divisor of the logits. (default: the objective's)")] = None,
     margin: Annotated[
-        float | None, real_option("Of focal's negatives, of hsimcse's hinge. (default: the objective's)")
+        float | None, real_option("Of focal's and angular's negatives, of hsimcse's hinge. (default: the objective's)")
     ] = None,
     quadruplet_weight: Annotated[
         float | None, real_option("Of hsimcse's hinge beside InfoNCE. (default: 0.22)")
@@ -50,8 +68,10 @@ def train(
         str | None, typer.Option(metavar="|".join(STEPS), help="How it moves them. (default: raw)")
     ] = None,
     noise: Annotated[float | None, real_option("Length of their random offset. (default: 1)")] = None,
-    margin_weight: Annotated[float | None, real_option("Of clusterns' margin loss. (default: 0.001)")] = None,
-    alpha: Annotated[float | None, real_option("Its upper margin. (default: 0)")] = None,
+    margin_weight: Annotated[
+        float | None, real_option("Of the margin loss of clusterns and soft-negative. (default: 0.001)")
+    ] = None,
+    alpha: Annotated[float | None, real_option("Its upper margin. (default: the objective's)")] = None,
     beta: Annotated[float | None, real_option("Its lower margin. (default: 0.3)")] = None,
     false_negatives: Annotated[
         str | None, typer.Option(metavar="margin|remove|positive", help="Pairs of one cluster. (default: margin)")
@@ -111,18 +131,18 @@ def train(
 
     With --hard-negatives the mined negatives of a pair join those of the batch; pairs without any are left out.
     """
-    from ..training.options import TrainOptions
-
-    options = TrainOptions(
+    given = dict(
         output_dir=output_dir, objective=objective, model=model, pooling=pooling, corpus=corpus, pairs=pairs,
         hard_negatives=hard_negatives, batch_size=batch_size, mini_batch_size=mini_batch_size, max_steps=max_steps,
         max_gathered_bytes=max_gathered_bytes, lr=lr, max_length=max_length,
         seed=seed, sts_dir=sts_dir, eval_steps=eval_steps, patience=patience, bf16=bf16,
         gradient_checkpointing=gradient_checkpointing, tensorboard=tensorboard, resume=resume, backend=backend,
+        recipe=recipe, head=head, view=view, view_rate=view_rate, queue=queue, queue_momentum=queue_momentum,
         objective_options={
             "temperature": temperature, "margin": margin, "quadruplet_weight": quadruplet_weight,
             "adversarial_step": adversarial_step, "adversarial_mode": adversarial_mode, "noise": noise,
             "margin_weight": margin_weight, "alpha": alpha, "beta": beta, "false_negatives": false_negatives,
+            "parts": parts,
         },
         cluster_options={
             "clusters": clusters, "cluster_mode": cluster_mode, "cluster_rate": cluster_rate,
@@ -134,68 +154,12 @@ def train(
         },
     )  # fmt: skip
     with quiet_stdout():
-        from ..training import run
+        from ...training import run
+        from ...training.options import TrainOptions
+        from ...training.recipes import get_recipe
 
-        report = run.train(options)
+        if recipe is not None:
+            given = get_recipe(recipe).fill(given)
+        report = run.train(TrainOptions(**{name: value for name, value in given.items() if value is not None}))
     if report.rank == 0:
-        show(report.as_dict(), as_json, _table(report))
-
-
-def _table(report: TrainReport) -> Table:
-    options = report.options
-    table = Table(title="training", title_justify="left", show_header=False)
-    table.add_column(style="bold")
-    table.add_column()
-    values = options["objective_options"].items()
-    chosen = ", ".join(f"{name} {value if isinstance(value, str) else f'{value:g}'}" for name, value in values)
-    table.add_row("objective", f"{options['objective']} ({chosen})")
-    table.add_row("backend", str(report.backend))
-    table.add_row("model", f"{options['model']}, pooling {options['pooling'] or 'its own'}")
-    table.add_row("text", f"{options['corpus'] or options['pairs']}, {report.sentences:,} rows")
-    if options["hard_negatives"]:
-        table.add_row("hard negatives", "; ".join((options["hard_negatives"], *report.notes)))
-    if report.bank:
-        table.add_row("bank", _bank(report))
-    speed = report.new_steps * options["batch_size"] / max(report.seconds, 1e-9)
-    table.add_row(
-        "steps", f"{report.steps} of batch {options['batch_size']}, {report.seconds:.0f} s, {speed:.0f} rows/s"
-    )
-    table.add_row("loss", f"{report.loss[0][1]:.4f} first, {report.loss[-1][1]:.4f} last")
-    table.add_row(
-        "last batch",
-        f"accuracy {report.accuracy:.3f}, similarity of positives {report.positive_similarity:.3f}, "
-        f"of negatives {report.negative_similarity:.3f}",
-    )
-    if "quadruplet" in report.stats:
-        table.add_row("hinge", _hinge(report.stats))
-    if options["cluster_options"]:
-        table.add_row("clusters", _clusters(options["cluster_options"], report.stats))
-    if report.dev:
-        table.add_row(
-            "STS-B dev", f"{shown(report.dev_before)} before, {shown(report.dev_best)} at step {report.best_step}"
-        )
-    else:
-        table.add_row("STS-B dev", "not measured: no --sts-dir, so the last step is saved")
-    table.add_row("saved", report.saved)
-    return table
-
-
-def _bank(report: TrainReport) -> str:
-    options = report.options["bank_options"]
-    refresh = options["refresh"]
-    upkeep = f"refreshed every {refresh} steps" if isinstance(refresh, int) else f"refresh {refresh}"
-    return f"{report.bank:,} texts, mean of {options['neighbours']} behind {options['skip']}, {upkeep}"
-
-
-def _clusters(options: dict, stats: dict[str, float]) -> str:
-    text = f"{options['clusters']}, {options['cluster_mode']} {options['cluster_rate']:g}"
-    if "largest_cluster" not in stats:
-        return f"{text}; not started: the mean cosine stayed above {options['cluster_threshold']:g}"
-    sizes = f"largest {stats['largest_cluster']:.0f}, empty {stats['empty_clusters']:.0f}"
-    return f"{text}; in the last batch {sizes}, {100 * stats['false_share']:.1f}% of pairs in one cluster"
-
-
-def _hinge(stats: dict[str, float]) -> str:
-    parts = f"adversarial positive {stats['adversarial_similarity']:.3f}"
-    parts += f", batch negative {stats['batch_similarity']:.3f}, corpus negative {stats['corpus_similarity']:.3f}"
-    return f"{stats['quadruplet']:.4f}, above 0 in {100 * stats['active_share']:.0f}% of rows; similarities: {parts}"
+        show(report.as_dict(), as_json, table_of(report))

@@ -1,0 +1,1 @@
+"""`fastcse train`."""

@@ -1,0 +1,81 @@
+"""What `fastcse train` prints at its end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from ..console import shown
+
+if TYPE_CHECKING:
+    from ...training.report import TrainReport
+
+FIGURE_FILE, LOG_FILE = "summary.png", "log.jsonl"  # of training.figure and training.log, which import much
+
+
+def table_of(report: TrainReport) -> Table:
+    """The report as a table."""
+    options = report.options
+    table = Table(title="training", title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    values = options["objective_options"].items()
+    chosen = ", ".join(f"{name} {value if isinstance(value, str) else f'{value:g}'}" for name, value in values)
+    if options["recipe"]:
+        table.add_row("recipe", options["recipe"])
+    table.add_row("objective", f"{options['objective']} ({chosen})")
+    table.add_row("backend", str(report.backend))
+    table.add_row("model", f"{options['model']}, pooling {options['pooling'] or 'its own'}")
+    table.add_row("text", f"{options['corpus'] or options['pairs']}, {report.sentences:,} rows")
+    if options["hard_negatives"]:
+        table.add_row("hard negatives", "; ".join((options["hard_negatives"], *report.notes)))
+    if report.bank:
+        table.add_row("bank", _bank(report))
+    if report.processes > 1:
+        table.add_row("processes", str(report.processes))
+    table.add_row("steps", _steps(report))
+    table.add_row("loss", f"{report.loss[0][1]:.4f} first, {report.loss[-1][1]:.4f} last")
+    table.add_row(
+        "last batch",
+        f"accuracy {report.accuracy:.3f}, similarity of positives {report.positive_similarity:.3f}, "
+        f"of negatives {report.negative_similarity:.3f}",
+    )
+    if "quadruplet" in report.stats:
+        table.add_row("hinge", _hinge(report.stats))
+    if options["cluster_options"]:
+        table.add_row("clusters", _clusters(options["cluster_options"], report.stats))
+    if report.dev:
+        table.add_row(
+            "STS-B dev", f"{shown(report.dev_before)} before, {shown(report.dev_best)} at step {report.best_step}"
+        )
+    else:
+        table.add_row("STS-B dev", "not measured: no --sts-dir, so the last step is saved")
+    table.add_row("saved", f"{report.saved}; its picture is {FIGURE_FILE}, its log {LOG_FILE}")
+    return table
+
+
+def _steps(report: TrainReport) -> str:
+    batch, speed = report.options["batch_size"], report.new_steps * report.options["batch_size"]
+    return f"{report.steps} of batch {batch}, {report.seconds:.0f} s, {speed / max(report.seconds, 1e-9):.0f} rows/s"
+
+
+def _bank(report: TrainReport) -> str:
+    options = report.options["bank_options"]
+    refresh = options["refresh"]
+    upkeep = f"refreshed every {refresh} steps" if isinstance(refresh, int) else f"refresh {refresh}"
+    return f"{report.bank:,} texts, mean of {options['neighbours']} behind {options['skip']}, {upkeep}"
+
+
+def _clusters(options: dict, stats: dict[str, float]) -> str:
+    text = f"{options['clusters']}, {options['cluster_mode']} {options['cluster_rate']:g}"
+    if "largest_cluster" not in stats:
+        return f"{text}; not started: the mean cosine stayed above {options['cluster_threshold']:g}"
+    sizes = f"largest {stats['largest_cluster']:.0f}, empty {stats['empty_clusters']:.0f}"
+    return f"{text}; in the last batch {sizes}, {100 * stats['false_share']:.1f}% of pairs in one cluster"
+
+
+def _hinge(stats: dict[str, float]) -> str:
+    parts = f"adversarial positive {stats['adversarial_similarity']:.3f}"
+    parts += f", batch negative {stats['batch_similarity']:.3f}, corpus negative {stats['corpus_similarity']:.3f}"
+    return f"{stats['quadruplet']:.4f}, above 0 in {100 * stats['active_share']:.0f}% of rows; similarities: {parts}"
