@@ -11,8 +11,7 @@ from tiny_encoder import WIDTH, sentences, write_tiny_encoder
 
 import fastcse
 from fastcse import CorpusIndex, CorpusNegatives, OnlineKMeans
-from fastcse.integrations.cached import CachedFusedContrastiveLoss
-from fastcse.integrations.sentence_transformers import FusedContrastiveLoss
+from fastcse.integrations.sentence_transformers import CachedFusedContrastiveLoss, FusedContrastiveLoss
 
 N = 11  # of no multiple of the mini-batch
 
@@ -100,7 +99,7 @@ def test_two_batches_before_one_backward_keep_their_gradients_apart(encoder):
     loss = CachedFusedContrastiveLoss(
         encoder, fastcse.infonce_loss, mini_batch_size=4, temperature=0.1, learnable_temperature=True
     ).double()  # fmt: skip
-    both = gradients(encoder, loss, lambda one: (one(first) + one(second)))[1]
+    both = gradients(encoder, loss, lambda one: one(first) + one(second))[1]
     loss.log_temperature.grad = None
     apart = [gradients(encoder, loss, lambda one, columns=columns: one(columns)) for columns in (first,)]
     # The second batch alone, with the dropout that it drew behind the first.
@@ -134,5 +133,5 @@ def test_what_the_model_card_says_and_what_is_refused(encoder):
     config = loss.get_config_dict()
     assert (config["loss"], config["mini_batch_size"], config["temperature"]) == ("infonce_loss", 4, 0.1)
     assert loss.citation == "me"
-    with pytest.raises(ValueError, match="mini_batch_size must be .* got 0"):
+    with pytest.raises(ValueError, match=r"mini_batch_size must be .* got 0"):
         CachedFusedContrastiveLoss(encoder, fastcse.infonce_loss, mini_batch_size=0)

@@ -14,8 +14,7 @@ from transformers import set_seed
 from ..evaluation.files import InputError
 from ..evaluation.spearman import StsEvaluator
 from ..evaluation.sts import read_sts, sts_folder
-from ..integrations.cached import CachedFusedContrastiveLoss
-from ..integrations.sentence_transformers import FusedContrastiveLoss
+from ..integrations.sentence_transformers import CachedFusedContrastiveLoss, FusedContrastiveLoss
 from .bank_options import BankOptions
 from .checkpoints import prepare_output
 from .cluster_options import ClusterOptions

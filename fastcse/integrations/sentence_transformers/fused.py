@@ -11,11 +11,11 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from ..clustering.online import OnlineAssignment, OnlineKMeans
-from ..distributed import gathered_loss, is_many, total_over_ranks
-from ..losses.contrastive import CandidateBlock
-from ..mining.corpus_negatives import CorpusNegatives
-from ..ops.dispatch import last_backend
+from ...clustering.online import OnlineAssignment, OnlineKMeans
+from ...distributed import gathered_loss, is_many, total_over_ranks
+from ...losses.contrastive import CandidateBlock
+from ...mining.corpus_negatives import CorpusNegatives
+from ...ops.dispatch import last_backend
 
 
 class KeySource(Protocol):

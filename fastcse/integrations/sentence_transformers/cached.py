@@ -11,8 +11,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.losses import CachedLossMixin
 from torch import Tensor
 
-from ..ops import checks
-from .sentence_transformers import FusedContrastiveLoss
+from ...ops import checks
+from .fused import FusedContrastiveLoss
 
 
 class CachedFusedContrastiveLoss(CachedLossMixin, FusedContrastiveLoss):
