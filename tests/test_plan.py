@@ -391,3 +391,10 @@ def test_planning_is_arithmetic_alone():
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not {name.split(".")[0] for name in names} & {"torch", "numpy", "triton"}, path.name
+
+
+def test_every_objective_can_be_planned():
+    from fastcse.planning.request import OBJECTIVES as planned
+    from fastcse.training.objectives import OBJECTIVES as trained
+
+    assert trained.keys() <= planned.keys()

@@ -32,6 +32,10 @@ OBJECTIVES = {
     # Its adversarial positive takes two products more.
     "hsimcse": Objective(ONE_SWEEP + 4, searches=True, sees_anchors=True),
     "clusterns": Objective(ONE_SWEEP, centroids=True),
+    "angular": Objective(ONE_SWEEP),
+    "soft-negative": Objective(ONE_SWEEP),
+    # A sweep over the candidates, and one over them and two earlier layers of both views.
+    "sscl": Objective(6 * ONE_SWEEP, sees_anchors=True),
 }
 USUAL_CLUSTERS = 128  # of `fastcse train --objective clusterns`
 

@@ -23,7 +23,7 @@ STYLE = {
     "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": True, "grid.color": "#e6eaef", "axes.axisbelow": True,
 }  # fmt: skip
-SMOOTHING = 0.1  # weight of the newest entry in the drawn mean
+SMOOTHING, SHORT = 0.1, 5  # weight of the newest entry in the drawn mean, and how many entries make it larger
 
 
 def draw(report: dict[str, Any], path: Path) -> None:
@@ -48,9 +48,9 @@ def draw(report: dict[str, Any], path: Path) -> None:
 
 def _loss(axis: Axes, losses: list[tuple[int, float]]) -> None:
     steps, values = zip(*losses)
-    mean, smooth = values[0], []
+    mean, smooth, weight = values[0], [], max(SMOOTHING, SHORT / (SHORT + len(values)))
     for value in values:
-        mean += SMOOTHING * (value - mean)
+        mean += weight * (value - mean)
         smooth.append(mean)
     axis.plot(steps, values, color=PALE, linewidth=1, label="each entry of the log")
     axis.plot(steps, smooth, color=STRONG, linewidth=2.2, label="running mean")
@@ -67,7 +67,7 @@ def _scores(axis: Axes, report: dict[str, Any]) -> None:
     axis.plot(*best, color=BEST, marker="o", markersize=8, linestyle="none", label=f"{best[1]:.2f} at step {best[0]}")
     axis.set(title="STS-B dev, Spearman x 100", xlabel="step")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.legend(frameon=False, loc="lower right")
+    axis.legend(frameon=False)
 
 
 def _spread(axis: Axes, report: dict[str, Any]) -> None:
