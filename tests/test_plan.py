@@ -344,7 +344,7 @@ def test_the_callers_own_numbers_replace_the_tables():
         (("--batch", 1), "--batch is 1: expected at least 2"),
         (("--batch", 64, "--gpu", "v100"), "--gpu 'v100' is unknown: expected a100, b200, cpu, h100, h200"),
         (("--batch", 64, "--model", "gpt"), "--model 'gpt' is unknown: expected bert-base"),
-        (("--batch", 64, "--objective", "mse"), "--objective 'mse' is unknown: expected clusterns"),
+        (("--batch", 64, "--objective", "mse"), "--objective 'mse' is unknown: expected angular"),
         (("--batch", 64, "--dtype", "fp8"), "--dtype 'fp8' is unknown: expected bf16, fp16, fp32, tf32"),
         (("--batch", 64, "--bank-dtype", "int8"), "--bank-dtype 'int8' is unknown: expected bf16, fp16, fp32"),
         (("--batch", 64, "--corpus", 10), "--corpus 10 is smaller than --batch 64"),
