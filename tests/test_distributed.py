@@ -208,10 +208,14 @@ def test_travelling_candidates_give_the_same(tmp_path, counts, dtype, temperatur
         for rank, answer in enumerate(answers):
             mean, gradients, backend, found = answer[k]
             assert backend == ("reference" if exact else "cpp")
-            torch.testing.assert_close(mean.double(), expected.detach(), msg=lambda m, case=case: f"{case.__name__}: {m}", **close)
+            torch.testing.assert_close(
+                mean.double(), expected.detach(), msg=lambda m, case=case: f"{case.__name__}: {m}", **close
+            )
             for got, p in zip(gradients, given):
                 wanted = torch.zeros_like(p) if p.grad is None else p.grad
-                torch.testing.assert_close(got.double(), wanted, msg=lambda m, case=case: f"{case.__name__}: {m}", **close)
+                torch.testing.assert_close(
+                    got.double(), wanted, msg=lambda m, case=case: f"{case.__name__}: {m}", **close
+                )
             first, last = sum(counts[:rank]), sum(counts[: rank + 1])
             torch.testing.assert_close(found.lse.double(), stats.lse[first:last], **close)
             assert torch.equal(found.hardest_index, stats.hardest_index[first:last])
@@ -219,6 +223,35 @@ def test_travelling_candidates_give_the_same(tmp_path, counts, dtype, temperatur
         torch.testing.assert_close(
             sum(shares).double() / sum(counts), stats.masked_share.double(), rtol=1e-6, atol=1e-7
         )
+
+
+def rows_in_the_ring(rank, ranks):
+    """The most rows of candidates and gradients that this rank holds of others at once."""
+    import weakref
+
+    from fastcse.distributed import travelling
+
+    alive, most, make = weakref.WeakSet(), [0], travelling._room
+
+    def counted(like, counts):
+        made = make(like, counts)
+        alive.update(made)
+        most[0] = max(most[0], sum(len(x) for x in alive))
+        return made
+
+    travelling._room = counted
+    try:
+        z = torch.randn(8, D, generator=torch.Generator().manual_seed(rank)).requires_grad_()
+        gathered_loss(fastcse.infonce_loss, z, z.roll(1, 0), max_gathered_bytes=1).backward()
+    finally:
+        travelling._room = make
+    return most[0]
+
+
+def test_the_ring_holds_as_much_whatever_the_number_of_ranks(tmp_path):
+    most = [max(answer for (answer,) in together(tmp_path, ranks, [(rows_in_the_ring,)])) for ranks in (3, 4)]
+    # Two visitors of 8 rows, one of them on its way, and two gradients.
+    assert most[0] == most[1] <= 4 * 8
 
 
 def too_large(rank, ranks):
@@ -239,9 +272,13 @@ def test_every_loss_is_that_of_one_process(tmp_path, counts):
         for case, (mean, gradients, backend) in zip(CASES, answers):
             expected, wanted = expected_of(case, counts)
             assert backend == "reference"
-            torch.testing.assert_close(mean, expected, rtol=1e-12, atol=1e-13, msg=lambda m, case=case: f"{case.__name__}: {m}")
+            torch.testing.assert_close(
+                mean, expected, rtol=1e-12, atol=1e-13, msg=lambda m, case=case: f"{case.__name__}: {m}"
+            )
             for got, g in zip(gradients, wanted):
-                torch.testing.assert_close(got, g, rtol=1e-11, atol=1e-12, msg=lambda m, case=case: f"{case.__name__}: {m}")
+                torch.testing.assert_close(
+                    got, g, rtol=1e-11, atol=1e-12, msg=lambda m, case=case: f"{case.__name__}: {m}"
+                )
 
 
 def test_the_fused_backend_keeps_the_contract(tmp_path):
@@ -250,9 +287,13 @@ def test_the_fused_backend_keeps_the_contract(tmp_path):
         for case, (mean, gradients, backend) in zip(CASES, answers):
             expected, wanted = expected_of(case, UNEVEN)
             assert backend == "cpp"
-            torch.testing.assert_close(mean.double(), expected, rtol=2e-6, atol=2e-6, msg=lambda m, case=case: f"{case.__name__}: {m}")
+            torch.testing.assert_close(
+                mean.double(), expected, rtol=2e-6, atol=2e-6, msg=lambda m, case=case: f"{case.__name__}: {m}"
+            )
             for got, g in zip(gradients, wanted):
-                torch.testing.assert_close(got.double(), g, rtol=1e-5, atol=1e-5, msg=lambda m, case=case: f"{case.__name__}: {m}")
+                torch.testing.assert_close(
+                    got.double(), g, rtol=1e-5, atol=1e-5, msg=lambda m, case=case: f"{case.__name__}: {m}"
+                )
 
 
 def simcse_scale(rank, ranks):

@@ -152,6 +152,7 @@ class _Ring(torch.autograd.Function):
 def _all(travelling: Travelling, blocks: list[CandidateBlock]) -> Iterator[Visitor]:
     for _, visitors in travelling.visitors(blocks):
         yield from visitors
+        del visitors  # before the next one's room is made
     yield from travelling.constant()
 
 
@@ -162,11 +163,13 @@ def _gradients_home(travelling: Travelling, blocks: list[CandidateBlock], visits
     for origin, visitors in travelling.visitors(blocks):
         own = [visits.give(visitor) for visitor in visitors]
         own = [g for g in own if g is not None]
+        del visitors  # before the next one's room is made
         for one in work:
             one.wait()
         if carried is not None:
             for g, so_far in zip(own, carried):
                 g += so_far
+        carried = None
         # The rank before sends what it has for the visitor that comes here next, at last for this rank's own rows.
         counts = [exchange.rows(k)[(origin - 1) % exchange.ranks] for k, need in enumerate(needs) if need]
         leaving, carried = own, _room(own, counts)
