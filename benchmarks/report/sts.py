@@ -14,13 +14,25 @@ def sts_table(report: dict | None) -> str:
     """Mean and spread over seeds."""
     if report is None:
         return "STS after training: not measured (`python -m benchmarks.sts`)."
-    rows = []
+    rows, more = [], sorted({name for run in report["runs"] for name in run.get("more", {})})
     for name in sorted({run["objective"] for run in report["runs"]}):
         runs = [run for run in report["runs"] if run["objective"] == name]
         cells = [spread([run[key] for run in runs], digits) for key, (_, digits) in COLUMNS.items()]
-        rows.append([name, ", ".join(str(run["seed"]) for run in runs), *cells])
-    head = ["objective", "seeds", *(label for label, _ in COLUMNS.values())]
+        rows.append([name, ", ".join(str(run["seed"]) for run in runs), *cells, *(_further(runs, one) for one in more)])
+    head = ["objective", "seeds", *(label for label, _ in COLUMNS.values()), *map(_label, more)]
     return f"{report['what']} `{report['command']}`.\n\n" + table(head, rows, left=2)
+
+
+def _label(name: str) -> str:
+    """`sts15.apart` holds the pairs of STS15 that STS-B lacks."""
+    name, _, apart = name.partition(".")
+    return f"{name.upper()}{', not in STS-B' if apart else ''}"
+
+
+def _further(runs: list[dict], name: str) -> str:
+    """The score on a further set, of the runs that were scored on it."""
+    scores = [run["more"][name] for run in runs if name in run.get("more", {})]
+    return spread(scores, 2) if scores else "-"
 
 
 def spread(values: list[float], digits: int) -> str:

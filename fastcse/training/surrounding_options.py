@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from ..evaluation.files import InputError
 from .checks import check_at_least, flag
 from .objectives import get_objective
-
-if TYPE_CHECKING:
-    from .options import TrainOptions
 
 HEADS = ("tanh", "batchnorm")
 VIEWS = ("case-switch", "negation")
 NONE = "none"  # turns off what a recipe turns on
 
 
-def check_surroundings(options: TrainOptions) -> None:
-    """An InputError for a head, view or queue that is unknown, out of range, or fits nothing else of the run."""
+def check_surroundings(options: Any) -> None:
+    """Of `TrainOptions`: an InputError for a head, view or queue that is unknown, out of range, or fits nothing else of the run."""
     for name, known in (("head", HEADS), ("view", VIEWS)):
         value = getattr(options, name)
         if value not in (None, NONE, *known):
