@@ -7,7 +7,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench baseline loss report topk rows kmeans compiled gpu build info clean
+.PHONY: help demo test check bench baseline loss report topk rows kmeans train-bench objectives compiled gpu build info clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -65,6 +65,15 @@ rows: $(STAMP) ## row-wise operations beside one copy of the same bytes, as JSON
 
 kmeans: $(STAMP) ## k-means over all points beside every installed peer, as JSON, CSV and PNG
 	$(BIN)/fastcse bench kmeans --device cpu --n 100000 --k 1024 --d 384,768 --repeat 3 $(call files,kmeans_cpu)
+
+# A step of 8192 pairs takes minutes.
+train-bench: $(STAMP) ## one training step beside sentence-transformers', whole and its loss stage, as JSON, CSV and PNG
+	$(BIN)/fastcse bench train --device cpu --stage loss --steps 9 --output benchmarks/results/train_loss_cpu.json
+	$(BIN)/fastcse bench train --device cpu --steps 3 $(call files,train_cpu)
+
+objectives: $(STAMP) ## HSimCSE and ClusterNS beside InfoNCE, in turns, as JSON
+	$(BIN)/python -m benchmarks.objectives hsimcse
+	$(BIN)/python -m benchmarks.objectives clusterns
 
 report: $(STAMP) ## README section, benchmarks/RESULTS.md and figures from the files in benchmarks/results
 	$(BIN)/python -m benchmarks.report

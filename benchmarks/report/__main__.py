@@ -16,8 +16,12 @@ from .kmeans import kmeans_table, kmeans_target_table
 from .loss import accuracy_table, full_table, left_out, short_table
 from .mining import mining_figure, scifact_table, vaswani_table
 from .nearest import search_table
+from .objectives import TARGETS as OBJECTIVES
+from .objectives import objective_table, objective_target_table
 from .rows import row_target_table, rows_table
 from .sts import sts_table
+from .sts_figure import sts_figure
+from .training import LOSS_STAGE, STEP, training_table, training_target_table
 
 ROOT = Path(__file__).resolve().parents[2]
 SECTION = re.compile(r"(<!-- results -->\n).*(<!-- end of results -->)", re.DOTALL)
@@ -52,7 +56,9 @@ def page(files: Files) -> str:
     for path, document in files.gpu.items():
         parts += [f"### {document['machine'].get('gpu', '')} ({path}.json)", full_table(document)]
     parts += ["### Roofline model, sm_90", model_table(files.roofline), *_rows_parts(files), *_nearest_parts(files),
-              *_kmeans_parts(files), "## STS after training", sts_table(files.sts)]  # fmt: skip
+              *_kmeans_parts(files), *_training_parts(files), *_objective_parts(files),
+              "## STS after training", sts_table(files.sts)]  # fmt: skip
+    parts += ["![scores, and alignment against uniformity](results/sts.png)"] if files.sts else []
     return "\n\n".join(parts) + "\n"
 
 
@@ -90,6 +96,32 @@ def _kmeans_parts(files: Files) -> list[str]:
     return [*parts, "### K-means on a GPU", kmeans_table(None, "K-means on a GPU", "make gpu")]
 
 
+def _training_parts(files: Files) -> list[str]:
+    """Training steps: the loss stage, which has a target, then whole steps."""
+    kinds = ((STEP, "Steps"), (LOSS_STAGE, "Loss stage"))
+    parts = ["## Training steps", training_target_table(files.loss_stage)]
+    for (operation, what), document in zip(kinds, (files.training, files.loss_stage)):
+        title = f"{what} on the CPU"
+        parts += [f"### {title}", training_table(document, operation, title, "make train-bench")]
+    if files.training:
+        parts.append("![sentences a second and memory](results/train_cpu.png)")
+    for path, document in files.gpu_training.items():
+        for operation, what in kinds:
+            parts += [f"### {what} on {document['machine'].get('gpu', '')} ({path}.json)",
+                      training_table(document, operation, what, "make gpu")]  # fmt: skip
+    if files.gpu_training:
+        return parts
+    return [*parts, "### Steps on a GPU", training_table(None, STEP, "Steps on a GPU", "make gpu")]
+
+
+def _objective_parts(files: Files) -> list[str]:
+    """Whole objectives beside InfoNCE."""
+    parts = ["## Whole objectives", objective_target_table(files.objectives)]
+    for name in OBJECTIVES:
+        parts += [f"### {name}", objective_table(files.objectives.get(name), name)]
+    return parts
+
+
 def make_report(root: Path) -> list[Path]:
     """Write everything under `root`; the files that were written."""
     results, readme = root / "benchmarks" / "results", root / "README.md"
@@ -102,7 +134,8 @@ def make_report(root: Path) -> list[Path]:
     readme.write_text(SECTION.sub(lambda m: f"{m[1]}{readme_section(files)}\n{m[2]}", text), encoding="utf-8")
     for draw, found, name in ((loss_figure, files.cpu, "loss_cpu.png"),
                               (accuracy_figure, files.accuracy, "accuracy_cpu.png"),
-                              (mining_figure, files.retrieval, "retrieval.png")):  # fmt: skip
+                              (mining_figure, files.retrieval, "retrieval.png"),
+                              (sts_figure, files.sts, "sts.png")):  # fmt: skip
         if found:
             draw(found, results / name)
             written.append(results / name)

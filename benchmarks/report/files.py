@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 LOSSES = ("infonce", "focal", "symmetric")
+OBJECTIVES = ("hsimcse", "clusterns")
 
 
 class Unreadable(Exception):
@@ -30,15 +31,21 @@ class Files(NamedTuple):
     gpu_rows: dict[str, dict]  # gpu/sm_90/rows -> document of `fastcse bench rows`
     kmeans: dict | None  # document of `fastcse bench kmeans`
     gpu_kmeans: dict[str, dict]  # gpu/sm_90/kmeans -> document of `fastcse bench kmeans`
+    training: dict | None  # document of `fastcse bench train`
+    loss_stage: dict | None  # document of `fastcse bench train --stage loss`
+    gpu_training: dict[str, dict]  # gpu/sm_90/train -> both of these
+    objectives: dict[str, dict]  # objective -> document of `python -m benchmarks.objectives`
 
 
 def read_files(folder: Path) -> Files:
     """All of benchmarks/results."""
     cpu = {loss: found for loss in LOSSES if (found := _bench(folder / f"loss_{loss}_cpu.json"))}
-    gpu, gpu_topk, gpu_rows, gpu_kmeans = (
-        {path.relative_to(folder).with_suffix("").as_posix(): _bench(path) for path in sorted(folder.glob(pattern))}
-        for pattern in ("gpu/*/loss.json", "gpu/*/topk.json", "gpu/*/rows.json", "gpu/*/kmeans.json")
-    )
+    gpu, gpu_topk, gpu_rows, gpu_kmeans, gpu_training = (
+        {path.relative_to(folder).with_suffix("").as_posix(): _bench(path)
+         for path in sorted(folder.glob(f"gpu/*/{stage}.json"))}
+        for stage in ("loss", "topk", "rows", "kmeans", "train")
+    )  # fmt: skip
+    objectives = {name: found for name in OBJECTIVES if (found := _bench(folder / f"{name}_cpu.json"))}
     roofline = folder / "compiled_roofline.csv"
     lines = list(csv.DictReader(roofline.open(encoding="utf-8"))) if roofline.exists() else []
     return Files(
@@ -46,6 +53,7 @@ def read_files(folder: Path) -> Files:
         _bench(folder / "topk_cpu.json"), _bench(folder / "mining_cpu.json"),
         _json(folder / "retrieval.json", ("command", "machine")), gpu_topk,
         _bench(folder / "rows_cpu.json"), gpu_rows, _bench(folder / "kmeans_cpu.json"), gpu_kmeans,
+        _bench(folder / "train_cpu.json"), _bench(folder / "train_loss_cpu.json"), gpu_training, objectives,
     )  # fmt: skip
 
 

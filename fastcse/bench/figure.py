@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .subject import Entry, Result
+from .subject import Entry, Result, Subject
 from .subjects import subject_of
 
 
@@ -20,16 +20,11 @@ def draw(results: list[Result], path: Path) -> None:
     axis_name = next((name for name in sizes if len({_of(r, name) for r in results}) > 1), "n")
     groups = _lines(results, axis_name, subject.axes)
     measured = [row for line in groups.values() for _, row in line]
-    known = [
-        ("to_products", f"time / time of the {subject.limit_name}"),
-        ("extra_mib", "MiB beyond inputs and outputs"),
-    ]
-    known += [(metric.field, metric.drawn) for metric in subject.metrics if metric.drawn]
-    metrics = [(metric, label) for metric, label in known if any(getattr(row, metric) for row in measured)]
+    metrics = [(metric, label) for metric, label in _panels(subject) if any(getattr(row, metric) for row in measured)]
     ticks = sorted({_of(r, axis_name) for r in results})
     size = (4 * len(metrics) + 3, 4.6)
     figure, (panels,) = plt.subplots(1, len(metrics), figsize=size, squeeze=False, layout="constrained")
-    colours = _colours({name for name, _ in groups}, subject.limit_name, plt.get_cmap("tab20").colors)
+    colours = _colours({name for name, _ in groups}, subject, plt.get_cmap("tab20").colors)
     for panel, (metric, label) in zip(panels, metrics):
         if len(ticks) == 1:
             _bars(panel, label, [(" ".join(filter(None, key)), colours[key[0]], getattr(line[0][1], metric))
@@ -38,7 +33,7 @@ def draw(results: list[Result], path: Path) -> None:
         for (name, rest), line in groups.items():
             points = [(x, getattr(row, metric)) for x, row in line if getattr(row, metric)]
             if points:
-                style = {"linewidth": 2.5, "zorder": 3} if name == "fastcse" else {"linewidth": 1.2}
+                style = {"linewidth": 2.5, "zorder": 3} if name == subject.ours else {"linewidth": 1.2}
                 legend = " ".join(x for x in (name, rest) if x)
                 panel.plot(*zip(*sorted(points)), "o-", markersize=4, color=colours[name], label=legend, **style)
         _dress(panel, label, ticks, axis_name.upper())
@@ -61,9 +56,20 @@ def _title(results: list[Result]) -> str:
     return f"{operations}, {p.setting if one else f'{p.dtype} on {p.device}'}"
 
 
-def _colours(names: set[str], limit: str, palette: list) -> dict[str, object]:
-    ordered = sorted(names, key=lambda name: (name != "fastcse", name != limit, name))
-    return {name: "#0b6e4f" if name == "fastcse" else palette[i % len(palette)] for i, name in enumerate(ordered)}
+def _panels(subject: Subject) -> list[tuple[str, str]]:
+    """(field, label) of all that may be drawn."""
+    if subject.panels:
+        return list(subject.panels)
+    return [
+        ("to_products", f"time / time of the {subject.limit_name}"),
+        ("extra_mib", "MiB beyond inputs and outputs"),
+        *((metric.field, metric.drawn) for metric in subject.metrics if metric.drawn),
+    ]
+
+
+def _colours(names: set[str], subject: Subject, palette: list) -> dict[str, object]:
+    ordered = sorted(names, key=lambda name: (name != subject.ours, name != subject.limit_name, name))
+    return {name: "#0b6e4f" if name == subject.ours else palette[i % len(palette)] for i, name in enumerate(ordered)}
 
 
 def _bars(panel, label: str, rows: list[tuple[str, object, float | None]]) -> None:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 
 import torch
 
+from .peak import MIB, weigher
 from .subject import Problem
 from .subjects import subject_of
 
-MIB = 1 << 20
 # Below this many rows by this many the process's own noise is larger than the matrix.
 SMALLEST_WEIGHED = 2048
 
@@ -47,39 +44,5 @@ def _peak(problem: Problem, provider: str, choice: int | str | None) -> float | 
         if isinstance(x, torch.Tensor):
             x.grad = None
     handed_back = 0 if is_limit else subject.output_bytes(problem, inputs)
-    peak = _peak_of_device if torch.device(problem.device).type == "cuda" else _peak_of_process
-    taken = peak(run)
+    taken = weigher(problem.device)(run)
     return None if taken is None else max(0.0, (taken - handed_back) / MIB)
-
-
-def _peak_of_device(run: Callable[[], object]) -> int:
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    run()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
-
-
-def _peak_of_process(run: Callable[[], object]) -> int | None:
-    _give_back_freed_memory()
-    try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    except OSError:
-        return None  # only Linux tells
-    before = _status("VmRSS")
-    run()
-    return _status("VmHWM") - before
-
-
-def _give_back_freed_memory() -> None:
-    """What the warm-up has freed goes back to the system: kept by the allocator, it would hide what the run takes."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
-    if trim is not None:
-        trim(0)
-
-
-def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))

@@ -37,7 +37,7 @@ def result_table(result: Result) -> Group:
         table.add_column(name, justify="right", no_wrap=True)
     for row in result.rows:
         if row.status == "measured":
-            table.add_row(*_cells(row, subject.metrics), style="bold green" if row.provider == "fastcse" else None)
+            table.add_row(*_cells(row, subject.metrics), style="bold green" if row.provider == subject.ours else None)
     caption = [f"[dim]Chosen: {', '.join(chosen)}.[/]"] if chosen else []
     return Group(f"[bold]{result.problem.title}[/]", table, *caption, "")
 
@@ -51,7 +51,7 @@ def legend(results: list[Result]) -> Group:
             notes.setdefault(row.provider, {})[row.note] = None
     lines = [
         "ms: median; ±: half of what lies between the 20% and the 80% quantile, in percent; "
-        f"{subject.over_limit}: to the time of the {subject.limit_name}; "
+        f"{subject.over_limit}: to the time of {subject.yardstick}; "
         f"{'' if results[0].problem.flops is None else 'TFLOP/s: of those products; '}{subject.legend}"
     ]
     lines += [f"[bold]{name}[/]: {escape('; '.join(found))}" for name, found in notes.items()]
@@ -73,11 +73,15 @@ def left_out(rows: Iterable[Entry]) -> dict[tuple[str, str], list[str]]:
 def _cells(row: Entry, metrics: tuple[Metric, ...]) -> list[str]:
     spread = 50 * (row.ms_80 - row.ms_20) / row.ms
     return [
-        row.provider, f"{row.ms:.4g}" if row.ms >= 1 else f"{row.ms:.3f}", f"{spread:.0f}%", f"{row.to_products:.2f}",
+        row.provider, _milliseconds(row.ms), f"{spread:.0f}%", f"{row.to_products:.2f}",
         *(() if row.tflops is None else (_teraflops(row.tflops),)),
         "-" if row.extra_mib is None else f"{row.extra_mib:.0f}",
         *(_shown(getattr(row, metric.field), metric.form) for metric in metrics),
     ]  # fmt: skip
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.0f}" if value >= 1000 else f"{value:.4g}" if value >= 1 else f"{value:.3f}"
 
 
 def _teraflops(value: float) -> str:

@@ -113,25 +113,36 @@ class Subject(NamedTuple):
     outcome misses into the row; `check` raises WrongAnswer where fastcse's own row breaks the rule. `limit(problem)`
     gives a function of the inputs: the least that anyone can do, called `limit_name`. `output_bytes` is what an outcome
     takes and nobody is charged for.
+
+    An operation that the frame cannot measure in one process brings its own `measure(problem, names, repeat, step)` and
+    none of those. `panels`: (field, label) of its figure's, where they are not ratio, memory and what `metrics` draw.
     """
 
     row: type[Entry]
     peers: Mapping[str, Any]
-    inputs: Callable[[Any], tuple]
-    exact: Callable[..., Any]
-    prepare: Callable[[Any, Any, Any, tuple], Callable[[], Any]]
-    judge: Callable[..., None]
-    check: Callable[[Result], None]
-    wrong: type[WrongAnswer]
-    limit: Callable[[Any], Callable[..., object]]
-    limit_note: Callable[[Any], str]
-    output_bytes: Callable[[Any, tuple], int]
     metrics: tuple[Metric, ...]
     legend: str
     axes: tuple[str, ...]
+    inputs: Callable[[Any], tuple] | None = None
+    exact: Callable[..., Any] | None = None
+    prepare: Callable[[Any, Any, Any, tuple], Callable[[], Any]] | None = None
+    judge: Callable[..., None] | None = None
+    check: Callable[[Result], None] | None = None
+    wrong: type[WrongAnswer] = WrongAnswer
+    limit: Callable[[Any], Callable[..., object]] | None = None
+    limit_note: Callable[[Any], str] | None = None
+    output_bytes: Callable[[Any, tuple], int] | None = None
     limit_name: str = LIMIT
+    ours: str = "fastcse"
+    measure: Callable[..., Result] | None = None
+    panels: tuple[tuple[str, str], ...] = ()
 
     @property
     def over_limit(self) -> str:
         """Heading of times divided by the limit's."""
         return f"/ {self.limit_name.partition(' ')[0]}"
+
+    @property
+    def yardstick(self) -> str:
+        """Whose time the others' are divided by, in a sentence."""
+        return self.ours if self.limit_name == self.ours else f"the {self.limit_name}"

@@ -11,10 +11,14 @@ from .nearest.subject import NEAREST
 from .problem import LossProblem
 from .rows.problem import RowsProblem
 from .rows.subject import ROWS
+from .steps.cached import CACHED, CachedProblem
+from .steps.measure import STEPS
+from .steps.problem import StepProblem
 from .subject import Problem, Subject
 
 SUBJECTS: dict[type, Subject] = {
     LossProblem: LOSS, TopkProblem: NEAREST, MiningProblem: MINING, RowsProblem: ROWS, ClustersProblem: CLUSTERS,
+    CachedProblem: CACHED, StepProblem: STEPS,
 }  # fmt: skip
 
 

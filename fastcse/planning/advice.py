@@ -44,7 +44,8 @@ def _smaller_mini_batches(run: Run) -> Iterator[Change]:
 
 def _chunks(run: Run) -> Iterator[Change]:
     if not run.chunked:  # with one GPU, for the case that more are needed
-        yield Change({"chunked": True}, "two passes: a third more arithmetic in the loss; fastcse train has it as --max-gathered-bytes")
+        price = "two passes: a third more arithmetic in the loss; fastcse train has it as --max-gathered-bytes"
+        yield Change({"chunked": True}, price)
 
 
 def _halves(run: Run) -> Iterator[Change]:

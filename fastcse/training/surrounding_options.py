@@ -14,7 +14,7 @@ NONE = "none"  # turns off what a recipe turns on
 
 
 def check_surroundings(options: Any) -> None:
-    """Of `TrainOptions`: an InputError for a head, view or queue that is unknown, out of range, or fits nothing else of the run."""
+    """Of `TrainOptions`: an InputError for a head, view or queue that is unknown, out of range, or fits nothing."""
     for name, known in (("head", HEADS), ("view", VIEWS)):
         value = getattr(options, name)
         if value not in (None, NONE, *known):

@@ -61,11 +61,11 @@ def place(device: str | None, dtype: str | None) -> tuple[str, str]:
     return device, one_of("--dtype", dtype or ("float32" if device == "cpu" else "bfloat16"), DTYPES)
 
 
-def names(text: str, known: Iterable[str], always: Iterable[str]) -> list[str]:
+def names(text: str, known: Iterable[str], always: Iterable[str], option: str = "--peers") -> list[str]:
     """The chosen peers, and `always`: fastcse is what the others are held against, or the yardstick of a rule."""
     if text == "all":
         return list(known)
-    chosen = [one_of("--peers", name.strip(), known) for name in text.split(",")]
+    chosen = [one_of(option, name.strip(), known) for name in text.split(",")]
     return list(dict.fromkeys([*always, *chosen]))
 
 
