@@ -4,8 +4,9 @@
                              [--more sts15.tsv.gz sts16.tsv.gz]
 
 An objective may carry options: "hsimcse --margin 0.2", "focal --batch-size 1024 --max-steps 8". The sets of `--more`
-are scored once too, whole and without the pairs that STS-B has as well (their column in_stsb). The bank of hsimcse holds
-the first sentences of the corpus, encoded once. A run whose result lies in DIR already is not made again. Writes benchmarks/results/sts.json.
+are scored once too, whole and without the pairs that STS-B has as well (their column in_stsb). The bank of hsimcse
+holds the first sentences of the corpus, encoded once. A run whose result lies in DIR already is not made again. Writes
+benchmarks/results/sts.json.
 """
 
 from __future__ import annotations
