@@ -7,6 +7,7 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.losses.gradcache import _create_minibatch
+from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
 from tiny_encoder import WIDTH, sentences, write_tiny_encoder
 
 import fastcse
@@ -135,3 +136,13 @@ def test_what_the_model_card_says_and_what_is_refused(encoder):
     assert loss.citation == "me"
     with pytest.raises(ValueError, match=r"mini_batch_size must be .* got 0"):
         CachedFusedContrastiveLoss(encoder, fastcse.infonce_loss, mini_batch_size=0)
+
+
+def test_a_learned_temperature_under_matryoshka_is_refused(encoder):
+    inner = CachedFusedContrastiveLoss(
+        encoder, fastcse.infonce_loss, mini_batch_size=4, temperature=0.1, learnable_temperature=True
+    ).double()  # fmt: skip
+    with pytest.raises(ValueError, match=r"learnable_temperature has no right gradient .* MatryoshkaLoss"):
+        MatryoshkaLoss(encoder, inner, [WIDTH, 16])(columns_of(encoder, 2), None)
+    fixed = CachedFusedContrastiveLoss(encoder, fastcse.infonce_loss, mini_batch_size=4, temperature=0.1)
+    MatryoshkaLoss(encoder, fixed, [WIDTH, 16])(columns_of(encoder, 2), None).backward()

@@ -1,6 +1,7 @@
 """The contract of several processes: the mean over ranks is what one process has of the whole batch, value and
 gradient, for every loss. Real processes over gloo, in float64 unless a test says otherwise."""
 
+import functools
 import re
 
 import pytest
@@ -57,7 +58,12 @@ def plain(loss, anchor, candidate, *more, everywhere=None, negatives=None, **opt
 def value(call, x, encoder, log_temperature, backend=None):
     """The loss of a case: `call` is `gathered_loss` or `plain`, x the rows of a rank or of the batch."""
     a, c = x["anchor"] @ encoder, x["candidate"] @ encoder
-    return lambda loss, *more, **options: call(loss, a, c, *more, backend=backend, **options)
+
+    def make(loss, *more, **options):
+        return call(loss, a, c, *more, backend=backend, **options)
+
+    make.of = functools.partial(call, backend=backend)  # for rows of another kind
+    return make
 
 
 def infonce(make, x, encoder, log_temperature):
@@ -71,6 +77,28 @@ def infonce_learned(make, x, encoder, log_temperature):
 def infonce_negatives(make, x, encoder, log_temperature):
     blocks = [CandidateBlock(x["negative"] @ encoder, own_log_weight=0.7), CandidateBlock(x["corpus"] @ encoder)]
     return make(fastcse.infonce_loss, temperature=0.3, negatives=blocks)
+
+
+def infonce_heavy(make, x, encoder, log_temperature):
+    """A weight of one's own far beyond what a float32's exponential holds."""
+    blocks = [CandidateBlock(x["negative"] @ encoder, own_log_weight=150.0)]
+    return make(fastcse.infonce_loss, temperature=0.3, negatives=blocks)
+
+
+def wrapped(make, x, encoder, log_temperature):
+    loss = functools.partial(fastcse.hsimcse_loss, noise=0.0, margin=0.5, temperature=0.3, quadruplet_weight=0.7)
+    return make(loss, x["corpus"] @ encoder.detach(), symmetric=True)
+
+
+def sscl(make, x, encoder, log_temperature):
+    def wide(rows):
+        return torch.cat([rows @ encoder, rows.flip(1) @ encoder], 1)
+
+    return make.of(fastcse.sscl_loss, wide(x["anchor"]), wide(x["candidate"]), parts=2, temperature=0.3)
+
+
+def soft_negative(make, x, encoder, log_temperature):
+    return make(fastcse.soft_negative_loss, x["negative"] @ encoder, margin_weight=2.0, temperature=0.3)
 
 
 def infonce_ids(make, x, encoder, log_temperature):
@@ -130,7 +158,8 @@ def clusterns_before(make, x, encoder, log_temperature):
 
 
 CASES = [
-    infonce, infonce_learned, infonce_negatives, infonce_ids, infonce_queue, focal, focal_symmetric, hsimcse,
+    infonce, infonce_learned, infonce_negatives, infonce_heavy, infonce_ids, infonce_queue,
+    wrapped, sscl, soft_negative, focal, focal_symmetric, hsimcse,
     hsimcse_symmetric, hsimcse_negatives, clusterns, clusterns_active, clusterns_removed, clusterns_positive,
     clusterns_before,
 ]  # fmt: skip
@@ -352,36 +381,50 @@ def test_rows_travel_whole_and_gradients_come_home(tmp_path):
         assert alike == (torch.tensor(2.0), torch.tensor(2.0))
 
 
+ONE = {
+    # What rank 1 does otherwise than rank 0, and what both are told.
+    "width": (dict(anchor=torch.ones(2, 4)), r"the lengths of rows must be the same on all ranks, got \[3\], \[4\]"),
+    "type": (dict(anchor=torch.ones(2, 3, dtype=torch.float64)), r"the types must be the same on all ranks, got .*"),
+    "blocks": (dict(negatives=[torch.ones(1, 3)]), r"the number of tensors must be the same on all ranks, got 1, 2"),
+    "parity": (dict(parity="other"), r"rank 1: parity must be one of .*, got 'other'"),
+    "rows": (dict(candidate=torch.ones(3, 3)), r"rank 1: candidate and anchor must have as many rows, got 3 and 2"),
+    "temperature": (dict(temperature=float("nan")), r"rank 1: temperature must be .* got nan"),
+    "learned": (dict(temperature=torch.tensor(0.05)), r"which options are tensors must be the same on all ranks, .*"),
+    "other": (dict(temperature=0.07), r"temperature must be the same on all ranks, got 0.05, 0.07"),
+    "symmetric": (dict(symmetric=True), r"symmetric must be the same on all ranks, got False, True"),
+    "ring": (dict(max_gathered_bytes=1), r"max_gathered_bytes must be the same on all ranks, got None, 1"),
+    "gradient": (dict(anchor=torch.ones(2, 3).requires_grad_()), r"what requires a gradient must be the same .*"),
+    "ids": (dict(anchor_id=torch.arange(2), candidate_id=torch.arange(2)), r"which ids are given must be the same .*"),
+    "id": (dict(anchor_id=torch.arange(3), candidate_id=torch.arange(2)), r"rank 1: anchor_id must .*"),
+    "weights": (
+        dict(negatives=[CandidateBlock(torch.ones(1, 3), own_log_weight=1.0)]),
+        r"rank 1: negatives\[0\] with an own_log_weight must have a row for each of the 2 anchors, got 1",
+    ),
+    "loss": (dict(loss=fastcse.focal_infonce_loss), r"the loss must be the same on all ranks, got infonce_loss, .*"),
+    "empty": (dict(anchor=torch.ones(0, 3), candidate=torch.ones(0, 3)), r"rank 1: .*"),
+}  # fmt: skip
+
+
 def mistakes(rank, ranks):
-    told = []
-    for a, options in (
-        (torch.ones(2, 3 + rank), {}),
-        (torch.ones(2, 3, dtype=(torch.float32, torch.float64)[rank]), {}),
-        (torch.ones(2, 3), {"negatives": [torch.ones(1, 3)] * rank}),
-        (torch.ones(2, 3), {"parity": "other"}),
-    ):
+    told = {}
+    for name, (changes, _) in ONE.items():
+        given = {"loss": fastcse.infonce_loss, "anchor": torch.ones(2, 3), "temperature": 0.05}
+        given |= changes if rank == 1 else {}
+        given.setdefault("candidate", given["anchor"])
         with pytest.raises(ValueError) as caught:  # noqa: PT011
-            gathered_loss(fastcse.infonce_loss, a, a, **options)
-        told.append(str(caught.value))
+            gathered_loss(given.pop("loss"), given.pop("anchor"), given.pop("candidate"), **given)
+        told[name] = str(caught.value)
     # Whatever went wrong, the group is still in step.
     own = torch.eye(4)[2 * rank : 2 * rank + 2]
     assert gathered_loss(fastcse.infonce_loss, own, own) < 1e-6
     return told
 
 
-def test_ranks_that_disagree_are_told_and_nobody_waits(tmp_path):
-    first, second = together(tmp_path, 2, [(mistakes,)])
+def test_one_ranks_mistake_is_told_to_all_and_nobody_waits(tmp_path):
+    (first,), (second,) = together(tmp_path, 2, [(mistakes,)])
     assert first == second
-    for told, expected in zip(
-        first[0],
-        [
-            r"the length of rows must be the same on all ranks, got 3, 4",
-            r"the type must be the same on all ranks, got torch.float32, torch.float64",
-            r"the number of tensors must be the same on all ranks, got 1, 2",
-            r"parity must be one of .*, got 'other'",
-        ],
-    ):
-        assert re.fullmatch(expected, told), told
+    for name, (_, expected) in ONE.items():
+        assert re.fullmatch(expected, first[name]), (name, first[name])
 
 
 def compiled_on_a_rank(rank, ranks):

@@ -203,18 +203,22 @@ def test_bad_batches_are_refused():
 
 
 def one_rank(rank, ranks, folder):
-    """Both ranks see the same gathered rows, and draw their own first anchor; what rank 0 drew is everybody's."""
+    """Each rank brings a part of every batch and draws its own first anchor; what rank 0 drew is everybody's."""
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks, timeout=timedelta(seconds=60)
     )
-    clusters = OnlineKMeans(3, 5, threshold=1.0, seed=rank, rate=0.1)
+    clusters = OnlineKMeans(3, 5, threshold=1.0, seed=rank, rate=0.1, across_ranks=True)
+    part = slice(0, 5) if rank == 0 else slice(5, None)
     for anchor, candidate in batches(3):
-        clusters(anchor, candidate)
-    torch.save(clusters.centroids, f"{folder}/{rank}.pt")
+        found = clusters(anchor[part], candidate[part])
+    torch.save((clusters.centroids, found.index, found.counts), f"{folder}/{rank}.pt")
+    # Alone in its run, a clustering waits for nobody: only one rank calls it.
+    if rank == 1:
+        OnlineKMeans(3, 5, threshold=1.0, seed=rank)(*next(iter(batches(1))))
     dist.destroy_process_group()
 
 
-def test_every_rank_has_the_centroids_of_rank_0(tmp_path):
+def test_ranks_cluster_as_one_process_does(tmp_path):
     context = multiprocessing.get_context("spawn")
     ranks = [context.Process(target=one_rank, args=(rank, 2, str(tmp_path))) for rank in range(2)]
     for process in ranks:
@@ -222,12 +226,14 @@ def test_every_rank_has_the_centroids_of_rank_0(tmp_path):
     for process in ranks:
         process.join(90)
     assert [process.exitcode for process in ranks] == [0, 0]
-    kept = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    assert torch.equal(*kept)
+    (first, index0, counts0), (second, index1, counts1) = (
+        torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)
+    )
+    assert torch.equal(first, second)
+    assert torch.equal(counts0, counts1)
     alone = OnlineKMeans(3, 5, threshold=1.0, seed=0, rate=0.1)
-    other = OnlineKMeans(3, 5, threshold=1.0, seed=1, rate=0.1)
     for anchor, candidate in batches(3):
-        alone(anchor, candidate)
-        other(anchor, candidate)
-    assert torch.equal(kept[0], alone.centroids)
-    assert not torch.equal(alone.centroids, other.centroids)
+        found = alone(anchor, candidate)
+    torch.testing.assert_close(first, alone.centroids, rtol=1e-6, atol=1e-6)
+    assert torch.equal(torch.cat([index0, index1]), found.index)
+    assert torch.equal(counts0, found.counts)

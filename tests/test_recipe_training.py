@@ -142,6 +142,11 @@ def test_two_processes_train_recipes_as_one_does(data, tmp_path):
         ({"head": "batchnorm", "mini_batch_size": 2}, "--head batchnorm with --mini-batch-size 2"),
         ({"objective": "soft-negative"}, "--objective soft-negative needs a third column of text"),
         ({"mini_batch_size": 9}, "--mini-batch-size is 9: expected at most the 8 of --batch-size"),
+        ({"max_gathered_bytes": 5, "objective": "sscl"}, "--max-gathered-bytes 5 means nothing to --objective sscl"),
+        (
+            {"objective": "angular", "objective_options": {"margin": 3.0}},
+            "--margin is 3.0: expected an angle from 0 to pi / 2",
+        ),
         ({"patience": 3}, "--patience 3 needs --sts-dir"),
         (
             {"max_gathered_bytes": 5, "objective": "hsimcse"},

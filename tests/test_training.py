@@ -526,3 +526,35 @@ def test_a_new_objective_is_one_row(options, monkeypatch, tmp_path):
     twice = train(options(objective="doubled", max_steps=1, output_dir=str(tmp_path / "twice")))
     assert calls == [2.0]
     assert losses(twice)[0] == pytest.approx(2 * losses(once)[0])
+
+
+def test_patience_goes_on_in_a_resumed_run(encoder_path, tmp_path):
+    """The count of evaluations without a better score is kept, and a run that has ended stays ended."""
+    from fastcse.training.trainer import Patience, has_ended
+
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("\n".join(sentences(24)) + "\n")
+    sts = tmp_path / "sts"
+    sts.mkdir()
+    texts = sentences(8)
+    rows = [f"{a}\t{b}\t{score}" for a, b, score in zip(texts[:4], texts[4:], (0, 2, 4, 5))]
+    (sts / "stsb.dev.tsv").write_text("\n".join(["sentence1\tsentence2\tscore", *rows]) + "\n")
+
+    def options(folder, **more):
+        given = {"output_dir": str(tmp_path / folder), "model": encoder_path, "corpus": str(corpus), "batch_size": 6,
+                 "max_steps": 30, "eval_steps": 1, "lr": 1e-6, "sts_dir": str(sts), "patience": 2}  # fmt: skip
+        return TrainOptions(**{**given, "objective": "infonce", **more})
+
+    whole = train(options("whole"))
+    assert whole.steps < 30, "with so small a rate nothing gets better"
+    last = tmp_path / "whole" / f"checkpoint-{whole.steps}"
+    assert has_ended(last, 30, 2)
+    assert not has_ended(last, 30, 3)
+    again = train(options("whole", resume=True))
+    assert (again.steps, again.new_steps) == (whole.steps, 0)
+    shutil.rmtree(last)
+    before = last_checkpoint(tmp_path / "whole")
+    cut = train(options("whole", resume=True))
+    assert cut.steps == whole.steps
+    assert cut.new_steps == whole.steps - int(before.name.rpartition("-")[2])
+    assert Patience.__name__ in json.loads((last / "trainer_state.json").read_text())["stateful_callbacks"]

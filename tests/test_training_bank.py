@@ -248,3 +248,10 @@ def test_the_command_shows_bank_and_hinge(options, tmp_path):
     for text in ("24 texts, mean of 3 behind 0, refreshed every 1 steps", "corpus negative", "adversarial_mode l2"):
         assert text in outcome.stdout
     assert CorpusNegatives(CorpusIndex.load(tmp_path / "out" / "bank-2")).index.texts
+
+
+def test_a_bank_that_knows_nothing_of_a_batch_is_left_as_it_is():
+    index = CorpusIndex(torch.eye(3), ids=[4, 5, 6])
+    negatives = CorpusNegatives(index, k=1, refresh="write-through")
+    negatives.write(torch.tensor([-1, -1]), torch.ones(2, 3))
+    assert torch.equal(index.rows([4, 5, 6]), torch.eye(3))

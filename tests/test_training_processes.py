@@ -183,9 +183,6 @@ def test_a_run_that_was_killed_goes_on_to_the_same_losses(data, tmp_path):
     assert logged(tmp_path / "cut") == logged(tmp_path / "whole")
 
 
-HOSTS = 2
-
-
 @pytest.mark.skipif(
     sys.platform != "linux" or os.geteuid() != 0 or shutil.which("ip") is None,
     reason="two hosts in network namespaces need Linux, root and iproute2",
@@ -250,3 +247,27 @@ def test_a_full_disk_ends_the_run_in_a_sentence_and_the_last_checkpoint_survives
         assert json.loads(done.stdout)["steps"] == 12
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_run_that_has_ended_is_not_trained_further(data, tmp_path):
+    whole = train(options(data, tmp_path / "out", objective="infonce"))
+    log = (tmp_path / "out" / "log.jsonl").read_text()
+    again = train(options(data, tmp_path / "out", objective="infonce", resume=True))
+    assert (again.steps, again.new_steps, again.loss) == (5, 0, whole.loss)
+    entries = [json.loads(line) for line in log.splitlines()]
+    assert logged(tmp_path / "out") == {
+        one["step"]: logged(tmp_path / "out")[one["step"]] for one in entries if "accuracy" in one
+    }
+
+
+def test_an_unreadable_file_of_options_is_one_sentence(data, tmp_path):
+    train(options(data, tmp_path / "out", objective="infonce"))
+    (tmp_path / "out" / "checkpoint-best").mkdir()
+    (tmp_path / "out" / "fastcse_train.json").write_text("")
+    with pytest.raises(
+        InputError, match=r"--resume cannot read '.*fastcse_train.json': not the JSON that a run writes"
+    ):
+        train(options(data, tmp_path / "out", objective="infonce", resume=True))
+    (tmp_path / "out" / "fastcse_train.json").write_text('{"processes": 3}')
+    with pytest.raises(InputError, match="the run has 1 processes, but the run that --resume continues had 3"):
+        train(options(data, tmp_path / "out", objective="infonce", resume=True))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from ..distributed import Exchange, total_over_ranks
+from ..distributed import Exchange, is_many, total_over_ranks
 from ..ops import checks
 from ..ops.clusters import assign, cluster_sums
 from .online_start import STARTS, Arriving, first_centroids, mean_similarity
@@ -54,7 +54,7 @@ class OnlineKMeans(nn.Module):
         backend:         "triton" | "cpp" | "reference"; None chooses by device and dtype.
 
     The state_dict holds everything, so that a resumed run goes on alike: centroids, whether it has started, and the
-    moments of AdamW. In a process group the centroids of rank 0 are everybody's at the start.
+    moments of AdamW. With `across_ranks` the centroids of rank 0 are everybody's at the start.
 
     Raises:
         ValueError: an option out of range, rows of another length, fewer anchors than clusters at the start.
@@ -161,7 +161,7 @@ class OnlineKMeans(nn.Module):
         generator = None if self.seed is None else torch.Generator().manual_seed(self.seed)
         first = int(torch.randint(anchor.shape[0], (1,), generator=generator))
         self.centroids.copy_(first_centroids(anchor, candidate, self.n_clusters, first, self.start))
-        if dist.is_available() and dist.is_initialized():
+        if self.across_ranks and is_many():
             dist.broadcast(self.centroids, 0)
         self.started.fill_(True)
         self._running, self._waiting = True, []

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as collectives
 from torch import Tensor
 
-from ..ops import checks
-
-# Numbers in the message that says what a rank brings; it must have one length on all ranks before they agree on any.
-MESSAGE = 16
+MOST_TENSORS = 30  # in one exchange: the message that tells what a rank brings has one length on all ranks
 # The names that torch 2.13 made of all_gather_tensor and reduce_scatter_tensor.
 _all_gather = getattr(collectives, "all_gather_single", None) or collectives.all_gather_tensor
 _reduce_scatter = getattr(collectives, "reduce_scatter_single", None) or collectives.reduce_scatter_tensor
-TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64)
 
 
 @dataclass(frozen=True)
 class Exchange:
     """What the ranks of a group bring to one call: `counts[r][t]` rows of the t-th tensor on rank r.
 
-    Making one is collective: every rank calls `of` with tensors of the same number, width and type.
+    Making one is collective: every rank calls `of`.
 
     Example:
         >>> Exchange.of([torch.ones(3, 2)]).counts  # without a process group: one rank
@@ -36,25 +34,41 @@ class Exchange:
     counts: list[list[int]]
 
     @classmethod
-    def of(cls, tensors: Sequence[Tensor], group: dist.ProcessGroup | None = None, *, empty: bool = False) -> Exchange:
-        """Tells all ranks what this one brings, (n_t, D) each; without rows only where `empty` allows it.
+    def of(
+        cls,
+        tensors: Sequence[Tensor],
+        group: dist.ProcessGroup | None = None,
+        *,
+        empty: bool = False,
+        alike: Mapping[str, Any] | None = None,
+        check: Callable[[], None] | None = None,
+    ) -> Exchange:
+        """Tells all ranks what this one brings, (n_t, D_t) each; without rows only where `empty` allows it.
+
+        Args:
+            alike: what else must be the same on all ranks, by name.
+            check: raises a ValueError where this rank's own arguments are wrong.
 
         Raises:
-            ValueError: on every rank, if they disagree on how many tensors there are, on D or on the type. Without
-                this they would wait for one another, or mix up one another's bytes.
+            ValueError: on every rank, what `check` said on some, or that they disagree on the number of tensors, their
+                widths, their types, or on what is in `alike`. Without this they would wait for one another, or mix up
+                one another's bytes.
         """
-        checks.check_count("tensors", len(tensors), 1)
-        own = [len(x) for x in tensors]
         if not is_many(group):
-            return cls(group, 0, [own])
-        if len(own) > MESSAGE - 3:
-            raise ValueError(f"at most {MESSAGE - 3} tensors can be gathered together, got {len(own)}")
-        first = tensors[0]
-        head = [len(own), first.shape[1], TYPES.index(first.dtype)]
-        message = torch.tensor([*head, *own, *[0] * (MESSAGE - 3 - len(own))], device=message_device(first, group))
-        told = waited(_all_gather(message, 0, _named(group))).view(-1, MESSAGE).tolist()
-        _check_alike(told, empty)
-        return cls(group, dist.get_rank(group), [each[3 : 3 + len(own)] for each in told])
+            _check_own(tensors, empty, check)
+            return cls(group, 0, [[len(x) for x in tensors]])
+        mistake, said = None, {}
+        try:
+            _check_own(tensors, empty, check)
+            said = {
+                "the number of tensors": len(tensors), "the lengths of rows": [x.shape[1:].numel() for x in tensors],
+                "the types": [str(x.dtype) for x in tensors], **(alike or {}),
+            }  # fmt: skip
+        except ValueError as error:
+            mistake = str(error)
+        counts = [] if mistake else [len(x) for x in tensors]
+        told = _told(mistake, said, counts, tensors[0], group)
+        return cls(group, dist.get_rank(group), [each[: len(counts)] for each in told])
 
     @property
     def ranks(self) -> int:
@@ -184,12 +198,42 @@ def _named(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
     return dist.group.WORLD if group is None else group
 
 
-def _check_alike(told: list[list[int]], empty: bool) -> None:
-    for place, what in enumerate(("the number of tensors", "the length of rows", "the type")):
-        found = [each[place] for each in told]
-        if len(set(found)) > 1:
-            shown = [str(TYPES[k]) for k in found] if place == 2 else found
-            raise ValueError(f"{what} must be the same on all ranks, got {', '.join(map(str, shown))}")
-    for rank, each in enumerate(told):
-        if each[3] == 0 and not empty:
-            raise ValueError(f"every rank must have at least one row, got {[other[3] for other in told]}: rank {rank}")
+def _check_own(tensors: Sequence[Tensor], empty: bool, check: Callable[[], None] | None) -> None:
+    """What this rank can know to be wrong."""
+    if check is not None:
+        check()
+    if not 1 <= len(tensors) <= MOST_TENSORS:
+        raise ValueError(f"from 1 to {MOST_TENSORS} tensors can be gathered together, got {len(tensors)}")
+    for x in tensors:
+        if len(x) == 0 and not empty:
+            raise ValueError(f"every rank must have at least one row, got shape {tuple(x.shape)}")
+
+
+def _told(
+    mistake: str | None, said: dict[str, Any], counts: list[int], like: Tensor, group: dist.ProcessGroup | None
+) -> list[list[int]]:
+    """Every rank's counts, if none has made a mistake and all said the same; else a ValueError on all of them.
+
+    One message of a fixed length tells both; the words follow only where something is wrong.
+    """
+    digest = int.from_bytes(hashlib.sha256(repr(said).encode()).digest()[:7], "little")
+    message = [int(mistake is not None), digest, *counts, *[0] * (MOST_TENSORS - len(counts))]
+    sent = torch.tensor(message, device=message_device(like, group))
+    told = waited(_all_gather(sent, 0, _named(group))).view(-1, len(message)).tolist()
+    if any(each[0] for each in told):
+        mistakes = [(rank, text) for rank, text in enumerate(_words(mistake, group)) if text]
+        raise ValueError("; ".join(f"rank {rank}: {text}" for rank, text in mistakes))
+    if len({each[1] for each in told}) > 1:
+        everyone = _words(said, group)
+        for name in said:
+            found = [each.get(name) for each in everyone]
+            if any(one != found[0] for one in found):
+                raise ValueError(f"{name} must be the same on all ranks, got {', '.join(map(str, found))}")
+        raise ValueError(f"all ranks must say the same, got {everyone}")
+    return [each[2:] for each in told]
+
+
+def _words(mine: Any, group: dist.ProcessGroup | None) -> list[Any]:
+    everyone = [None] * dist.get_world_size(group)
+    dist.all_gather_object(everyone, mine, group=group)
+    return everyone

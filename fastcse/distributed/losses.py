@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,11 +16,11 @@ from ..losses.contrastive import CandidateBlock, LossAndStats
 from ..losses.hsimcse import QUADRUPLET_WEIGHT, hsimcse_loss
 from ..losses.infonce import infonce_loss
 from ..losses.intermediate import sscl_loss
-from ..ops import checks
+from .agreement import Part
 from .exchange import Exchange, shared_value
 from .travelling import Travelling
 
-PARITIES = ("exact", "simcse")
+WHOLE = (hsimcse_loss, clusterns_loss, sscl_loss)  # need everybody's rows for more than the softmax
 
 
 def gathered_loss(
@@ -29,7 +30,7 @@ def gathered_loss(
     *more: Tensor,
     negatives: Tensor | CandidateBlock | list | None = None,
     everywhere: list[CandidateBlock] | None = None,
-    temperature: float | Tensor = 0.05,
+    temperature: float | Tensor | None = None,
     anchor_id: Tensor | None = None,
     candidate_id: Tensor | None = None,
     symmetric: bool = False,
@@ -87,27 +88,28 @@ def gathered_loss(
         >>> (gathered_loss(infonce_loss, z, z) == infonce_loss(z, z)).item()
         True
     """
-    checks.check_choice("parity", parity, PARITIES)
-    checks.check_rows("anchor", anchor)
-    checks.check_same_kind("candidate", candidate, "anchor", anchor)
-    if candidate.shape != anchor.shape:
-        raise ValueError(f"candidate and anchor must have as many rows, got {candidate.shape[0]} and {anchor.shape[0]}")
-    if options.pop("reduction", "mean") != "mean":
-        raise ValueError("reduction must be 'mean' over several ranks, got another")
-    blocks = _as_blocks(negatives)
-    exchange = Exchange.of([anchor, *(block.rows for block in blocks)], group)
-    if isinstance(temperature, Tensor):
-        temperature = shared_value(temperature, group)
-    ring = _is_too_large(exchange, anchor, max_gathered_bytes)
-    if ring and loss in (hsimcse_loss, clusterns_loss, sscl_loss):
+    if isinstance(loss, partial) and not loss.args:
+        loss, options = loss.func, {**loss.keywords, **options}
+    if temperature is not None:
+        options["temperature"] = temperature
+    blocks, ids = _as_blocks(negatives), (anchor_id, candidate_id)
+    part = Part(loss, anchor, candidate, more, blocks, everywhere or [], ids, dict(options))
+    said = part.said(symmetric=symmetric, parity=parity, max_gathered_bytes=max_gathered_bytes)
+    exchange = Exchange.of(
+        [anchor, *(block.rows for block in blocks)], group, alike=said, check=lambda: part.check(said)
+    )  # fmt: skip
+    options.pop("reduction", None)
+    if isinstance(options.get("temperature"), Tensor):
+        options["temperature"] = shared_value(options["temperature"], group)
+    ring = _is_too_large(exchange, [anchor, *(block.rows for block in blocks)], max_gathered_bytes)
+    if ring and (more or loss in WHOLE):
         raise ValueError(f"max_gathered_bytes of {max_gathered_bytes} is less than the candidates of all ranks take, "
                          f"and {loss.__name__} needs them whole")  # fmt: skip
     batch = _Batch(exchange, anchor, candidate, blocks, everywhere or [], anchor_id, candidate_id, ring)
-    common = {"temperature": temperature, **options}
     if symmetric:
-        made = _both_directions(loss, batch, more, return_stats, common)
+        made = _both_directions(loss, batch, more, return_stats, options)
     else:
-        made = batch.rows(loss, more, return_stats, common)
+        made = batch.rows(loss, more, return_stats, options)
     value = _scaled(made.loss if return_stats else made, exchange, parity)
     return LossAndStats(value, made.stats) if return_stats else value
 
@@ -212,12 +214,12 @@ def _both_directions(
     return LossAndStats((made.loss + columns) / 2, made.stats)
 
 
-def _is_too_large(exchange: Exchange, anchor: Tensor, limit: int | None) -> bool:
+def _is_too_large(exchange: Exchange, tensors: list[Tensor], limit: int | None) -> bool:
     """Whether all ranks' candidates and blocks would take more than `limit` bytes."""
     if limit is None or exchange.ranks == 1:
         return False
-    checks.check_above_zero("max_gathered_bytes", limit)
-    return sum(map(sum, exchange.counts)) * anchor.shape[1] * anchor.element_size() > limit
+    sizes = [x.shape[1] * x.element_size() for x in tensors]
+    return sum(sum(exchange.rows(k)) * size for k, size in enumerate(sizes)) > limit
 
 
 def _scaled(value: Tensor, exchange: Exchange, parity: str) -> Tensor:

@@ -123,7 +123,8 @@ class _Ring(torch.autograd.Function):
     @staticmethod
     def forward(ctx, travelling, sweep, blocks, anchor, inv_temperature, *rows):
         visits = visits_of(sweep)
-        if visits.needs_largest(any(b.log_weight is not None for b in [*blocks, *travelling.everywhere])):
+        given = [*blocks, *travelling.everywhere]
+        if visits.needs_largest(any(b.log_weight is not None or b.own_log_weight for b in given)):
             for visitor in _all(travelling, blocks):
                 visits.see(visitor)
             visits.settle()

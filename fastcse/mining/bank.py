@@ -42,6 +42,8 @@ class Bank:
         """
         self._check_replaceable()
         place = self._ids.rows(ids)
+        if place.numel() == 0:
+            return
         new, _ = as_rows("rows", rows)
         if new.shape != (place.shape[0], self.dim):
             raise ValueError(f"rows must have shape {(place.shape[0], self.dim)} for these ids, got {tuple(new.shape)}")

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
 
 from ..evaluation.files import InputError
 from .options import DIGEST, TrainOptions, flag
 
 OPTIONS_FILE = "fastcse_train.json"
+RANKS = "processes"  # in that file
+STEP = re.compile(r"checkpoint-\d+")
 # The Trainer writes this file last, so a folder without it is what a killed process left behind.
 LAST_WRITTEN = "trainer_state.json"
 
 
 def last_checkpoint(output_dir: str | Path) -> Path | None:
     """The checkpoint with the highest step that was written to its end, or None."""
-    complete = [path.parent for path in Path(output_dir).glob(f"checkpoint-*/{LAST_WRITTEN}") if _is_json(path)]
+    found = [path for path in Path(output_dir).glob(f"checkpoint-*/{LAST_WRITTEN}") if STEP.fullmatch(path.parent.name)]
+    complete = [path.parent for path in found if _is_json(path)]
     return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
@@ -27,7 +32,7 @@ def _is_json(path: Path) -> bool:
     return True
 
 
-def prepare_output(options: TrainOptions) -> Path | None:
+def prepare_output(options: TrainOptions, ranks: int = 1) -> Path | None:
     """Make the output folder, write the options into it, and return the checkpoint to resume from, if any.
 
     Raises:
@@ -39,7 +44,7 @@ def prepare_output(options: TrainOptions) -> Path | None:
     if options.resume:
         if checkpoint is None:
             raise InputError(f"--resume found no complete checkpoint in --output-dir {options.output_dir!r}")
-        _check_same_run(folder / OPTIONS_FILE, options)
+        _check_same_run(folder / OPTIONS_FILE, options, ranks)
     elif checkpoint is not None:
         raise InputError(
             f"--output-dir {options.output_dir!r} holds {checkpoint.name} of an earlier run: "
@@ -47,16 +52,25 @@ def prepare_output(options: TrainOptions) -> Path | None:
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / OPTIONS_FILE).write_text(json.dumps(options.identity(), indent=2) + "\n", encoding="utf-8")
+        if not options.resume:
+            # Whole or not at all: without it no run can be resumed.
+            part = folder / f".{OPTIONS_FILE}.part"
+            part.write_text(json.dumps({**options.identity(), RANKS: ranks}, indent=2) + "\n", encoding="utf-8")
+            os.replace(part, folder / OPTIONS_FILE)
     except OSError as error:
         raise InputError(f"--output-dir {options.output_dir!r} cannot be written: {error.strerror}") from None
     return checkpoint if options.resume else None
 
 
-def _check_same_run(path: Path, options: TrainOptions) -> None:
+def _check_same_run(path: Path, options: TrainOptions, ranks: int) -> None:
     if not path.is_file():
         raise InputError(f"--resume found no {OPTIONS_FILE} in --output-dir {options.output_dir!r}: not a fastcse run")
-    first, now = json.loads(path.read_text(encoding="utf-8")), options.identity()
+    try:
+        first, now = json.loads(path.read_text(encoding="utf-8")), options.identity()
+    except ValueError:
+        raise InputError(f"--resume cannot read {str(path)!r}: not the JSON that a run writes") from None
+    if first.get(RANKS, ranks) != ranks:
+        raise InputError(f"the run has {ranks} processes, but the run that --resume continues had {first[RANKS]}")
     for name, value in now.items():
         if first.get(name) != value:
             option = name.removesuffix(DIGEST)

@@ -26,6 +26,8 @@ class ClusterUpkeep(TrainerCallback):
     def restore(self, checkpoint: Path | None) -> None:
         """Go on with the clustering of a checkpoint, or begin."""
         if checkpoint is None:
+            if self.processes.is_first:
+                self.kept.begin()
             return self.save(0)
         path = self.kept.before(checkpoint)
         try:

@@ -70,7 +70,7 @@ def make_bank(
     labelled, missing = _with_ids(dataset, ids)
     upkeep = BankUpkeep(negatives, encoder, output_dir, processes)
     if checkpoint is None:
-        upkeep.save(0)
+        upkeep.begin(options.bank)
     notes = [f"{missing:,} of {len(dataset):,} training rows are not in the bank"] if missing else []
     return Bank(labelled, negatives, upkeep, notes)
 
@@ -173,6 +173,14 @@ class BankUpkeep(TrainerCallback):
         if self.processes.is_first:
             self.kept.prune()
 
+    def begin(self, given: str | None) -> None:
+        """The bank as the run begins with it, in the place of any that is left of another run."""
+        inside = given is not None and Path(given).resolve().is_relative_to(self.kept.output_dir.resolve())
+        if self.processes.is_first and not inside:
+            self.kept.begin()
+        self.processes.wait()
+        self.save(0)
+
     def save(self, step: int) -> None:
         """The bank as it is after `step`."""
         folder, index = self.kept.at(step), self.negatives.index
@@ -180,4 +188,5 @@ class BankUpkeep(TrainerCallback):
             folder.mkdir(parents=True, exist_ok=True)
             folder, index = folder / f"part-{self.processes.rank}", index.local_index
         index.save(folder)
+        self.processes.wait()  # a checkpoint that follows has all parts
         self.changed = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..evaluation.files import InputError
@@ -39,9 +40,18 @@ class KeptByStep:
     def prune(self) -> None:
         """Remove what no checkpoint needs."""
         saved = self.saved()
-        steps = [_step(path) for path in self.output_dir.glob("checkpoint-*")]
+        found = (path.name.rpartition("-")[2] for path in self.output_dir.glob("checkpoint-*"))
+        steps = [int(step) for step in found if step.isdigit()]
         needed = {max(number for number in saved if number <= step) for step in steps if min(saved, default=0) <= step}
-        for number in saved.keys() - needed:
+        self._remove(saved.keys() - needed)
+
+    def begin(self) -> None:
+        """Remove what a run before this one has left, which may be of other options or other processes."""
+        self._remove(self.saved().keys())
+
+    def _remove(self, steps: Iterable[int]) -> None:
+        saved = self.saved()
+        for number in steps:
             path = saved[number]
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 

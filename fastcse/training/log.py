@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from transformers import TrainerCallback
@@ -21,7 +22,9 @@ class JsonLog(TrainerCallback):
         if not state.is_world_process_zero:
             return
         kept = [line for line in self._lines() if _step(line) <= state.global_step]
-        self.path.write_text("".join(kept), encoding="utf-8")
+        part = self.path.with_name(f".{self.path.name}.part")
+        part.write_text("".join(kept), encoding="utf-8")
+        os.replace(part, self.path)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero:

@@ -112,7 +112,8 @@ class TrainOptions:
 def _check_mini_batch(options: TrainOptions) -> None:
     if options.max_gathered_bytes is not None:
         check_at_least("max_gathered_bytes", options.max_gathered_bytes, 1)
-        if options.bank_options or options.cluster_options:
+        objective = get_objective(options.objective)
+        if objective.bank or objective.clusters or objective.layers or objective.columns:
             raise InputError(f"--max-gathered-bytes {options.max_gathered_bytes} means nothing to --objective "
                              f"{options.objective}: it needs the candidates of all processes whole")  # fmt: skip
     if options.mini_batch_size is None:
@@ -162,6 +163,10 @@ def _check_objective_option(name: str, value: float | str) -> None:
     elif name == "false_negatives":
         if value not in FALSE_NEGATIVES:
             raise InputError(f"--false-negatives {value!r} is unknown: expected {' or '.join(FALSE_NEGATIVES)}")
+    elif name == "parts":
+        check_at_least(name, value, 1)
+        if value != int(value):
+            raise InputError(f"--parts is {value}: expected a whole number")
     elif name == "temperature":
         check_positive(name, value)
     elif name == "noise":

@@ -21,10 +21,10 @@ from .checkpoints import last_checkpoint
 
 # A process that dies closes its connections, and the others know at once. This is for a machine that vanishes.
 TIMEOUT = timedelta(minutes=10)
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES}
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 # Libraries that write a file themselves say what the system said in words only.
-FULL_WORDS = ("os error", "PytorchStreamWriter", "iostream error", "unexpected pos")
-LOST_WORDS = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe", "timed out", "Timed out")
+FULL_WORDS = (*(f"(os error {number})" for number in FULL), "PytorchStreamWriter", "iostream error", "unexpected pos")
+LOST_WORDS = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
 
 
 class Processes:
@@ -57,6 +57,11 @@ class Processes:
         if told[1] is not None:
             raise InputError(told[1])
         return told[0]
+
+    def wait(self) -> None:
+        """Until all ranks are here."""
+        if self.ranks > 1:
+            dist.barrier()
 
     def everyones(self, mine: Any) -> list[Any]:
         """What every rank passes, by rank."""

@@ -64,7 +64,7 @@ def _train(options: TrainOptions, processes: Processes) -> TrainReport:
             logger.warning(note)
     dev = None if options.sts_dir is None else find_dev(options.sts_dir)
     model = _encoder(options)
-    checkpoint = processes.first_alone(lambda: prepare_output(options))
+    checkpoint = processes.first_alone(lambda: prepare_output(options, processes.ranks))
     bank = _bank(options, dataset, model, checkpoint, processes)
     clusters = _clusters(options, model, checkpoint, processes)
     queue = _queue(options, model, checkpoint, processes)
@@ -80,7 +80,7 @@ def _train(options: TrainOptions, processes: Processes) -> TrainReport:
     )  # fmt: skip
     start = time.perf_counter()
     processes.own_randomness(options.seed)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.run(checkpoint)
     seconds = time.perf_counter() - start
     strip_training_layers(model)
     trainer.save_model(options.output_dir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ..evaluation.files import InputError
@@ -24,6 +25,9 @@ def check_surroundings(options: Any) -> None:
             raise InputError(f"{flag(name)} is {getattr(options, name)}: expected 0 to 1")
     check_at_least("queue", options.queue, 0)
     objective = get_objective(options.objective)
+    margin = options.objective_options.get("margin", 0.0)
+    if options.objective == "angular" and not 0 <= margin <= math.pi / 2:
+        raise InputError(f"--margin is {margin}: expected an angle from 0 to pi / 2 for --objective angular")
     if options.queue and (objective.layers or objective.bank or objective.clusters):
         raise InputError(f"--queue {options.queue} means nothing to --objective {options.objective}: its losses have "
                          "negatives of their own")  # fmt: skip

@@ -32,8 +32,13 @@ def seen(dataset: Dataset, options: TrainOptions) -> Dataset:
 def surround(model: SentenceTransformer, options: TrainOptions) -> None:
     """Put the layers behind the model that only training has."""
     if get_objective(options.objective).layers:
+        parts = int(options.objective_options["parts"])
+        depth = getattr(getattr(model[0], "model", None), "config", None)
+        depth = getattr(depth, "num_hidden_layers", parts)
+        if not 2 <= parts <= depth + 1:
+            raise InputError(f"--parts is {parts}: expected 2 to {depth + 1}, the layers of --model {options.model!r}")
         try:
-            append_intermediate_layers(model, int(options.objective_options["parts"]) - 1)
+            append_intermediate_layers(model, parts - 1)
         except ValueError as error:
             raise InputError(f"--objective {options.objective}: {error}") from None
     if options.head not in (None, NONE):

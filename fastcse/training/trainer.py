@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from sentence_transformers import (
     SentenceTransformer,
@@ -22,11 +23,13 @@ from transformers import (
     PrinterCallback,
     ProgressCallback,
     TrainerCallback,
+    TrainerState,
     TrainingArguments,
 )
 
 from ..evaluation.files import InputError
 from ..integrations.sentence_transformers import FusedContrastiveLoss
+from .checkpoints import LAST_WRITTEN
 
 SHOWN = {
     "loss": "loss", "accuracy": "acc", "positive_similarity": "pos", "negative_similarity": "neg", "quadruplet": "quad",
@@ -46,6 +49,24 @@ class ContrastiveTrainer(SentenceTransformerTrainer):
         InputError: a loss that is not finite; what follows such a step can only be worse.
     """
 
+    patience: int | None = None  # evaluations without a better score that end the run
+
+    def run(self, checkpoint: Path | None) -> None:
+        """Train from the start or from a checkpoint on. Of a run that has ended already the end is read: the Trainer
+        itself would make one step more."""
+        if checkpoint is None or not has_ended(checkpoint, self.args.max_steps, self.patience):
+            self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            return
+        self.state = TrainerState.load_from_json(str(checkpoint / LAST_WRITTEN))
+        self._load_from_checkpoint(str(checkpoint))
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+            self._load_best_model()
+
+    def _save_rng_state(self, output_dir):
+        super()._save_rng_state(output_dir)
+        # The state of the trainer is written next, and a checkpoint that has it has everything, of every process.
+        self.accelerator.wait_for_everyone()
+
     def train(self, *args, **kwargs):
         try:
             return super().train(*args, **kwargs)
@@ -63,6 +84,24 @@ class ContrastiveTrainer(SentenceTransformerTrainer):
                 )
             logs = {**logs, **self.loss.take_stats()}
         super().log(logs, start_time)
+
+
+class Patience(EarlyStoppingCallback):
+    """Transformers' early stop, whose count goes on in a run that is resumed."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        kept = state.stateful_callbacks.get(type(self).__name__)
+        if isinstance(kept, dict):
+            self.early_stopping_patience_counter = kept["attributes"]["early_stopping_patience_counter"]
+
+
+def has_ended(checkpoint: Path, max_steps: int, patience: int | None) -> bool:
+    """Whether the run of a checkpoint had made all its steps, or had lost patience."""
+    state = TrainerState.load_from_json(str(checkpoint / LAST_WRITTEN))
+    kept = state.stateful_callbacks.get(Patience.__name__)
+    counted = kept["attributes"]["early_stopping_patience_counter"] if isinstance(kept, dict) else 0
+    return state.global_step >= max_steps or (patience is not None and counted >= patience)
 
 
 class Progress(TrainerCallback):
@@ -141,13 +180,14 @@ def make_trainer(
         # Said outright: left to guess, several processes without a GPU would each train alone.
         use_cpu=not torch.cuda.is_available(), bf16=bf16, **{CHECKPOINTING: gradient_checkpointing},
     )  # fmt: skip
-    more = [EarlyStoppingCallback(early_stopping_patience=patience)] if patience else []
-    more += [_tensorboard(output_dir)] if tensorboard else []
+    more = [Patience(early_stopping_patience=patience)] if patience else []
+    more += [_tensorboard(output_dir)] if tensorboard and PartialState().is_main_process else []
     trainer = ContrastiveTrainer(
         model=model, args=arguments, train_dataset=dataset, loss=loss, evaluator=evaluator,
         callbacks=[Progress(label, score), *more, *callbacks],
         data_collator=SentenceTransformerDataCollator(preprocess_fn=model.preprocess, max_length=max_length),
     )  # fmt: skip
+    trainer.patience = patience
     # Both write the log to stdout, which belongs to the result.
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)

@@ -58,7 +58,7 @@ def table_of(report: TrainReport) -> Table:
 def _steps(report: TrainReport) -> str:
     batch, speed = report.options["batch_size"], report.new_steps * report.options["batch_size"]
     steps, asked = report.steps, report.options["max_steps"]
-    early = "" if steps == asked else f" of {asked}, stopped early,"
+    early = "" if steps >= asked else f" of {asked}, stopped early,"
     return f"{steps}{early} of batch {batch}, {report.seconds:.0f} s, {speed / max(report.seconds, 1e-9):.0f} rows/s"
 
 

@@ -34,7 +34,8 @@ class CachedFusedContrastiveLoss(CachedLossMixin, FusedContrastiveLoss):
         options:     of `FusedContrastiveLoss`, and the loss's own.
 
     Raises:
-        ValueError: a mini-batch below 1, or what `FusedContrastiveLoss` refuses.
+        ValueError: a mini-batch below 1, a learned temperature within MatryoshkaLoss, or what `FusedContrastiveLoss`
+            refuses.
 
     Source: Gao, Zhang, Han and Callan, arXiv:2101.06983; the passes are sentence-transformers' `CachedLossMixin`.
 
@@ -63,7 +64,7 @@ class CachedFusedContrastiveLoss(CachedLossMixin, FusedContrastiveLoss):
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> Tensor:
         """The loss of a batch; its backward encodes each mini-batch again."""
-        columns = list(sentence_features)
+        columns, self._temperature_grad = list(sentence_features), None
         if len(columns) == 1:
             # Two views: the second pass over the same sentences draws other masks. A copy each, because modules may
             # write into the features.
@@ -81,6 +82,11 @@ class CachedFusedContrastiveLoss(CachedLossMixin, FusedContrastiveLoss):
         loss = self.compute_loss_from_embeddings([torch.cat(column) for column in reps], labels)
         if not with_backward:
             return loss
+        if self._temperature_grad is not None:
+            raise ValueError(
+                "learnable_temperature has no right gradient where the loss is called several times for one batch, as "
+                "MatryoshkaLoss does: expected a fixed temperature, or FusedContrastiveLoss"
+            )
         # A learned temperature's gradient waits for the upstream gradient, as those of the embeddings do: it may be
         # scaled, by accumulation or by a scaler for half precision.
         parameter = self.log_temperature
