@@ -18,7 +18,14 @@ def sts_table(report: dict | None) -> str:
     for name in sorted({run["objective"] for run in report["runs"]}):
         runs = [run for run in report["runs"] if run["objective"] == name]
         cells = [spread([run[key] for run in runs], digits) for key, (_, digits) in COLUMNS.items()]
-        rows.append([name, ", ".join(str(run["seed"]) for run in runs), *cells, *(_further(runs, one) for one in more)])
+        rows.append(
+            [
+                name,
+                ", ".join(map(str, sorted(run["seed"] for run in runs))),
+                *cells,
+                *(_further(runs, one) for one in more),
+            ]
+        )
     head = ["objective", "seeds", *(label for label, _ in COLUMNS.values()), *map(_label, more)]
     return f"{report['what']} `{report['command']}`.\n\n" + table(head, rows, left=2)
 
@@ -32,7 +39,9 @@ def _label(name: str) -> str:
 def _further(runs: list[dict], name: str) -> str:
     """The score on a further set, of the runs that were scored on it."""
     scores = [run["more"][name] for run in runs if name in run.get("more", {})]
-    return spread(scores, 2) if scores else "-"
+    if not scores:
+        return "-"
+    return spread(scores, 2) + ("" if len(scores) == len(runs) else f" ({len(scores)} of {len(runs)} seeds)")
 
 
 def spread(values: list[float], digits: int) -> str:
