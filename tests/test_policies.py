@@ -127,7 +127,11 @@ def test_rows_whose_logits_are_all_far_below_the_bound(run, focal, reduction, te
     anchor, candidate, positive = make_rows("anisotropic", 9, 9, 6)
     anchor[::2] *= -1
     case = Case(anchor, candidate, positive, focal=focal, temperature=temperature, symmetric=symmetric, margin=0.0)
-    assert_rule(case, run(case, reduction=reduction), reduction=reduction)
+    got = run(case, reduction=reduction)
+    # One rounding of a similarity is 1e-5 of such a logit. With nine rows it is chance whether the yardstick makes one,
+    # and it differs between the products of two processors.
+    got.slack *= 2
+    assert_rule(case, got, reduction=reduction)
 
 
 @every_loss
