@@ -96,7 +96,10 @@ def test_the_persistent_form_uses_the_copy_engine_and_the_plain_form_does_not(ho
 
 
 def test_two_programs_share_a_multiprocessor_on_hopper(hopper):
-    assert all(int(x["programs_per_sm"]) >= 2 for x in hopper[0] if x["form"] in ("gradients", "sums", "scaled"))
+    # At D = 384 a search on a device chose one program with a tile twice as wide (fastcse/kernels/tuned.json).
+    narrow = [x for x in hopper[0] if x["tile"] == "128x128x64" and x["form"] in ("gradients", "sums", "scaled")]
+    assert len(narrow) >= 6
+    assert all(int(x["programs_per_sm"]) >= 2 for x in narrow)
 
 
 def test_the_roofline_lets_every_hopper_sweep_reach_its_target(hopper):
