@@ -17,6 +17,7 @@ MAIN = ("gradients", "sums", "both directions", "both directions: sums")
 
 ROW_KERNELS = ("quadruplet", "candidate gradient", "step_rows", "scale")
 CLUSTER_KERNELS = ("assign", "assign values", "cluster_sums")
+SEARCH_KERNELS = ("top-k scores", "top-k groups", "top-k columns", "top-k rescore")
 
 
 def compiled(folder, *options):
@@ -52,6 +53,12 @@ def cluster_kernels(tmp_path_factory):
     return compiled(tmp_path_factory.mktemp("clusters"), *arch, "--dtype", "bf16", "fp32", "--kernel", *CLUSTER_KERNELS)
 
 
+@pytest.fixture(scope="module")
+def search_kernels(tmp_path_factory):
+    arch = ("--arch", "80", "90", "100")
+    return compiled(tmp_path_factory.mktemp("search"), *arch, "--dtype", "bf16", "fp32", "--kernel", *SEARCH_KERNELS)
+
+
 def test_every_architecture_compiles_the_main_forms(hopper, others):
     for lines, arch in ((hopper[0], "90"), (others[0], "80"), (others[0], "100")):
         assert {x["form"] for x in lines if x["arch"] == arch} >= set(MAIN)
@@ -73,14 +80,35 @@ def test_every_architecture_compiles_the_clusters(cluster_kernels):
     forms = {("assign", "nearest"), ("assign", "nearest two"), ("assign values", ""), ("cluster_sums", ""),
              ("cluster_sums", "unit rows")}  # fmt: skip
     whole = {(*form, arch, dtype) for form in forms for arch in ("80", "90", "100") for dtype in ("bf16", "fp32")}
-    assert {(x["kernel"], x["form"], x["arch"], x["dtype"]) for x in lines} == whole
+    # float32 centroids in parts, for half-precision points alone.
+    split = {("assign", f"{form}, split", arch, "bf16") for form in ("nearest", "nearest two")
+             for arch in ("80", "90", "100")}  # fmt: skip
+    assert {(x["kernel"], x["form"], x["arch"], x["dtype"]) for x in lines} == whole | split
     assert all(x["wgmma"] == "True" for x in lines if (x["kernel"], x["arch"]) == ("assign", "90"))
     assert {x["warps"] for x in lines if x["kernel"] == "cluster_sums"} == {"1"}
     assert not roofline
 
 
-def test_no_kernel_spills(hopper, others, row_kernels, cluster_kernels):
-    lines = [*hopper[0], *others[0], *row_kernels[0], *cluster_kernels[0]]
+def test_every_architecture_compiles_the_search(search_kernels):
+    lines, roofline = search_kernels
+    forms = {("top-k scores", form) for form in ("", "ids", "bounds", "wide")} | {("top-k rescore", "")}
+    forms |= {("top-k groups", "2048"), ("top-k groups", "8192"), ("top-k columns", "32"), ("top-k columns", "128")}
+    whole = {(*form, arch, dtype) for form in forms for arch in ("80", "90", "100") for dtype in ("bf16", "fp32")}
+    assert {(x["kernel"], x["form"], x["arch"], x["dtype"]) for x in lines} == whole
+    assert not roofline
+
+
+def test_search_and_assignment_keep_two_programs_on_hopper_and_use_the_copy_engine(cluster_kernels, search_kernels):
+    lines = [x for x in (*cluster_kernels[0], *search_kernels[0]) if x["arch"] == "90" and x["tile"] != "row"]
+    assert all(x["wgmma"] == "True" for x in lines)
+    described = [x for x in lines if x["tma"] == "True" and x["dtype"] == "bf16"]
+    assert {(x["kernel"], x["form"]) for x in described} == {(x["kernel"], x["form"]) for x in lines
+                                                             if x["dtype"] == "bf16"}  # fmt: skip
+    assert all(int(x["programs_per_sm"]) >= 2 for x in described)
+
+
+def test_no_kernel_spills(hopper, others, row_kernels, cluster_kernels, search_kernels):
+    lines = [*hopper[0], *others[0], *row_kernels[0], *cluster_kernels[0], *search_kernels[0]]
     assert {(x["kernel"], x["form"], x["arch"]) for x in lines if x["spill_bytes"] != "0"} == set()
 
 
@@ -108,10 +136,10 @@ def test_the_roofline_lets_every_hopper_sweep_reach_its_target(hopper):
     assert all(x["reachable"] == "True" for x in lines)
 
 
-def test_shared_memory_fits(hopper, others, row_kernels, cluster_kernels):
+def test_shared_memory_fits(hopper, others, row_kernels, cluster_kernels, search_kernels):
     from benchmarks.compiled.binary import SHARED_LIMIT
 
-    lines = [*hopper[0], *others[0], *row_kernels[0], *cluster_kernels[0]]
+    lines = [*hopper[0], *others[0], *row_kernels[0], *cluster_kernels[0], *search_kernels[0]]
     assert all(int(x["shared_bytes"]) <= SHARED_LIMIT[int(x["arch"])] for x in lines)
 
 

@@ -45,7 +45,9 @@ def compile_case(case: Case, arch: int) -> Compiled:
     signature = case.signature()
     # Pointers and the sizes of embeddings are multiples of 16 in practice; the launcher's own specialisation finds
     # the same.
-    aligned = [name for name, t in signature.items() if t.startswith("*") or name.startswith("stride") or name == "D"]
+    loose = {p.name for p in case.function.params if p.do_not_specialize_on_alignment}
+    aligned = [name for name, t in signature.items()
+               if name not in loose and (t.startswith("*") or name.startswith("stride") or name == "D")]  # fmt: skip
     attributes = {(case.function.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned}
     config = case.config
     warps, stages = (config.num_warps, config.num_stages) if config else (case.warps, 1)

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 import triton
 
-from fastcse.kernels import clusters, configs, nearest, pairwise, quadruplet, rows
+from fastcse.kernels import (
+    assignment,
+    centroids,
+    clusters,
+    configs,
+    merge,
+    nearest,
+    pairwise,
+    quadruplet,
+    rows,
+    scores,
+    selection,
+    steps,
+)
 from fastcse.kernels.tile import device_fn
 from fastcse.losses.focal import DETACHED, FOCAL
 from fastcse.losses.infonce import SCALED
@@ -16,7 +30,7 @@ from fastcse.transforms import LogitTransform
 
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 OTHERS = {"N": "i32", "M": "i32", "D": "i32", "margin": "fp32", "own_log_weight": "fp32", "shortest": "fp32",
-          "offset": "fp32", "groups": "i32", "K": "i32"}  # fmt: skip
+          "offset": "fp32", "groups": "i32", "K": "i32", "pulled": "i32", "TILES_M": "i32"}  # fmt: skip
 # Of the quadruplets and the steps, whose names mean something else elsewhere.
 SCALARS = dict.fromkeys(("factor", "w1", "w2", "m1", "m2", "by", "length"), "fp32")
 INDICES = {"OWN": "*i64", "ROW_ID": "*i64", "COL_ID": "*i64", "STATS_I": "*i32", "INDEX": "*i64", "ORDER": "*i64",
@@ -34,7 +48,7 @@ SWEEPS: dict[str, tuple[str, LogitTransform, dict]] = {
     "learned temperature": ("busy", FOCAL, {"F_SUM": True}),
     "weighted block": ("gradients", FOCAL, {"LEAVE_OWN_OUT": False, "OWN_WEIGHT": True}),
     "both directions: sums": ("busy", FOCAL, {"BOTH": True, "STORE": False}),
-    "both directions": ("busy", FOCAL, {"BOTH": True}),
+    "both directions": ("busy", FOCAL, {"BOTH": True, "WEIGHTED": True}),
 }
 
 
@@ -96,8 +110,8 @@ def sweep_case(
     flags: dict | None = None,
 ) -> Case:
     """A sweep over rows of `dtype` in the form that `config` asks for."""
-    flags = {"STORE": True, "F_SUM": False, "STATS": False, "IDS": False, "BOTH": False, "GATED": False,
-             "LEAVE_OWN_OUT": True, "OWN_WEIGHT": False, **(flags or {})}  # fmt: skip
+    flags = {"STORE": True, "WEIGHTED": False, "F_SUM": False, "STATS": False, "IDS": False, "BOTH": False,
+             "GATED": False, "LEAVE_OWN_OUT": True, "OWN_WEIGHT": False, **(flags or {})}  # fmt: skip
     constants = {**_tile(config), **flags, "PARTS": config.parts, "F": device_fn(transform.f),
                  "DF": device_fn(transform.df)}  # fmt: skip
     weight = "fp32" if dtype == torch.float32 else "bf16"
@@ -130,12 +144,40 @@ def _pair_cases(dtype: torch.dtype, arch: int) -> Iterator[Case]:
     masks = {"F": device_fn(FOCAL.f), "IDS": True, "LEAVE_OWN_OUT": True, "OWN_WEIGHT": False}
     yield Case("largest", "", dtype, pairwise.largest_kernel, {**_tile(narrow), **masks}, _rows(dtype), narrow)
     yield Case("similarity", "", dtype, pairwise.similarity_kernel, _tile(plain), _rows(dtype), plain)
-    search = configs.default_config(divmod(arch, 10), dtype, "busy")
-    search = search._replace(block_m=max(search.block_m, nearest.SPAN))
-    scores = {**_rows(dtype), "S": "*fp32" if dtype == torch.float32 else "*bf16"}
-    for form, ids in (("", False), ("ids", True)):
-        constants = {**_tile(search), "IDS": ids, "SPAN": nearest.SPAN, "CUTS": False}
-        yield Case("top-k scores", form, dtype, nearest.scores_kernel, constants, scores, search)
+    yield from _search_cases(dtype, arch)
+
+
+def _search_cases(dtype: torch.dtype, arch: int) -> Iterator[Case]:
+    """Top-k: scores by pointers and by descriptors, plain, with ids and with bounds, and the selection of 32 and more
+    of 131,072 columns."""
+    plain = configs.plain(configs.default_config(divmod(arch, 10), dtype, "busy"), dtype)
+    described = [config for config in _configs(dtype, arch, "sums") if config.programs]
+    stored = "fp32" if dtype == torch.float32 else "bf16"
+    forms = {"": {}, "ids": {"IDS": True}, "bounds": {"BOUNDED": True}, "wide": {"SPAN": scores.SPANS[-1]}}
+    for config, (form, flags) in itertools.product(dict.fromkeys([plain, *described]), forms.items()):
+        constants = {**_tile(config), "IDS": False, "BOUNDED": False, "SPAN": scores.SPANS[0],
+                         "PART": scores.PART, "CUTS": False, **flags}  # fmt: skip
+        config = config._replace(block_m=max(config.block_m, constants["SPAN"]))
+        constants["BLOCK_M"] = config.block_m
+        types = {**_rows(dtype), "S": f"*{stored}", "MAXIMA": f"*{stored}"}
+        function = scores.scores_kernel
+        if config.programs:
+            del constants["EVEN_D"]
+            constants["FLATTEN"], function = config.flatten, scores.persistent_scores_kernel
+            types |= {"A": _described(dtype, config.block_n, config), "C": _described(dtype, config.block_m, config),
+                          "S": f"tensordesc<{stored}[{config.block_n},{scores.PART}]>"}  # fmt: skip
+        yield Case("top-k scores", form, dtype, function, constants, types, config)
+    bits = 32 if dtype == torch.float32 else 16
+    counted = {"BITS": bits, "MASK": 2 ** (bits - 1) - 1}
+    types = {**dict.fromkeys(("S", "MAXIMA"), f"*i{bits}"), "GROUPS": "*i32", "COLUMN": "*i64", "wanted": "i32"}
+    groups, columns = selection.select_groups_kernel, selection.select_columns_kernel
+    for held in (2048, selection.MOST_HELD):
+        constants, warps = {"BLOCK": held, **counted}, selection.warps(held)
+        yield Case("top-k groups", str(held), dtype, groups, constants, types, warps=warps)
+    for held in (32, selection.MOST_HELD // scores.SPANS[0]):
+        constants = {"BLOCK": held, "SPAN": scores.SPANS[0], **counted}
+        warps = selection.warps(held * scores.SPANS[0])
+        yield Case("top-k columns", str(held), dtype, columns, constants, types, warps=warps)
 
 
 def _row_cases(dtype: torch.dtype) -> Iterator[Case]:
@@ -145,12 +187,15 @@ def _row_cases(dtype: torch.dtype) -> Iterator[Case]:
     for name, kernel, constants in (
         ("inverse_norms", rows.inverse_norms_kernel, {"BLOCK_D": 1024}),
         ("top-k rescore", nearest.rescore_kernel, {"DISTANCE": False, "BLOCK_K": 16, "BLOCK_D": 128}),
-        ("open_rows", rows.open_rows_kernel, {"BLOCK_D": 1024, **positive}),
+        ("open_rows", rows.open_rows_kernel, {"BLOCK_D": 1024, "BY_ROW": False, **positive}),
+        ("add_sums", merge.add_sums_kernel, {"E": True, "EF": True, "BLOCK_N": merge.ROWS, "BLOCK_T": merge.TILES}),
+        ("scale_rows", rows.scale_rows_kernel, {"BLOCK_D": 1024}),
         ("close_rows", rows.close_rows_kernel, {"BLOCK": 256}),
         ("pull_rows", rows.pull_rows_kernel, pull),
         ("finish_rows", rows.finish_rows_kernel, finish),
     ):
-        yield Case(name, "", dtype, kernel, constants, _rows(dtype))
+        types = {**_rows(dtype), "by": "fp32", "CEILING": "fp32", **({"OUT": "*bf16"} if name == "scale_rows" else {})}
+        yield Case(name, "", dtype, kernel, constants, types)
 
 
 def _quadruplet_cases(dtype: torch.dtype) -> Iterator[Case]:
@@ -166,25 +211,48 @@ def _quadruplet_cases(dtype: torch.dtype) -> Iterator[Case]:
     indexed = {**full, "HAS_INDEX": True, "GRAD_B": False, "HAS_PULL": True}
     for form, constants in (("forward", forward), ("four gradients", full), ("index", indexed),
                             ("classic, by row", {**full, "CLASSIC": True, "HAS_UPSTREAM": True})):  # fmt: skip
-        yield Case("quadruplet", form, dtype, quadruplet.quadruplet_kernel, constants, types)
+        yield Case("quadruplet", form, dtype, quadruplet.quadruplet_kernel, constants, types, warps=1)
     normalize = {"NORMALIZE": True, **block}
     yield Case("candidate gradient", "", dtype, quadruplet.candidate_gradient_kernel, normalize, types)
     step = {"HAS_RADIUS": True, "KIND": 1, **block}
-    yield Case("step_rows", "", dtype, quadruplet.step_rows_kernel, step, types)
-    yield Case("scale", "", dtype, quadruplet.scale_kernel, {"BLOCK": 4096}, types)
+    yield Case("step_rows", "", dtype, steps.step_rows_kernel, step, types)
+    yield Case("scale", "", dtype, steps.scale_kernel, {"BLOCK": 1024}, types)
 
 
 def _cluster_cases(dtype: torch.dtype, arch: int) -> Iterator[Case]:
-    """K-means: nearest centroids, one and two, in the tiles of the sums, and the sums of clusters."""
-    tiles = {configs.plain(config, dtype) for config in _configs(dtype, arch, "sums")}
-    types = _rows(dtype)
-    for config in sorted(tiles):
-        constants = {name: value for name, value in _tile(config).items() if name != "GROUP"}
-        for form, two in (("nearest", False), ("nearest two", True)):
-            yield Case("assign", form, dtype, clusters.assign_kernel, {**constants, "TWO": two}, types, config)
-    # Two columns at most, of squared distances.
-    rescore = {"DISTANCE": True, "BLOCK_K": 2, "BLOCK_D": clusters.COLUMNS}
-    yield Case("assign values", "", dtype, nearest.rescore_kernel, rescore, types)
+    """K-means: nearest centroids, one and two, of float32 and of the points' own type, in the tiles of the sums; the
+    settling of points of 768; and the sums of clusters."""
+    seen = set()
+    for parts in {centroids.parts_of(dtype, wide, d) for wide in (torch.float32, dtype) for d in (128, 768)}:
+        for config in _configs(dtype, arch, "sums"):
+            config = centroids.fitting(config, parts, dtype.itemsize)
+            for two in (False, True):
+                if (config, parts, two) not in seen:
+                    seen.add((config, parts, two))
+                    yield _assign_case(dtype, config, parts, two)
+    settle = {"TWO": False, "DISTANCE": True, **clusters.settling(768)}
+    warps = settle.pop("num_warps")
+    types = {**_rows(dtype), "C": "*fp32", "AT": "*i32", "LOWEST": "*i32", "segments": "i32"}
+    yield Case("assign values", "", dtype, assignment.settle_kernel, settle, types, warps=warps)
     for form, scaled in (("", False), ("unit rows", True)):
         block = {"HAS_SCALE": scaled, "BLOCK_D": clusters.COLUMNS}
-        yield Case("cluster_sums", form, dtype, clusters.cluster_sums_kernel, block, types, warps=1)
+        yield Case("cluster_sums", form, dtype, clusters.cluster_sums_kernel, block, _rows(dtype), warps=1)
+
+
+def _assign_case(dtype: torch.dtype, config: configs.TileConfig, parts: int, two: bool) -> Case:
+    """Ranks of centroids in `parts` parts, of which the report calls two or more the split ones."""
+    form = f"nearest{' two' if two else ''}{', split' if parts > 1 else ''}"
+    constants = {**_tile(config), "TWO": two, "PARTS": parts, "WIDTH": assignment.WIDTH}
+    del constants["GROUP"]
+    sizes = {"AT": "*i32", **dict.fromkeys(("columns", "segments", "per_segment"), "i32")}
+    if config.programs == 0:
+        return Case("assign", form, dtype, assignment.assign_kernel, constants, {**_rows(dtype), **sizes}, config)
+    del constants["EVEN_D"]
+    constants["FLATTEN"] = config.flatten
+    described = {"X": _described(dtype, config.block_n, config), "C": _described(dtype, config.block_m, config)}
+    types = {**described, **sizes}
+    return Case("assign", form, dtype, assignment.persistent_assign_kernel, constants, types, config)
+
+
+def _described(dtype: torch.dtype, rows: int, config: configs.TileConfig) -> str:
+    return f"tensordesc<{TYPES[dtype]}[{rows},{config.block_d}]>"

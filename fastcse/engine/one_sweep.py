@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ..pairs import Columns, RowChunk
-from .problem import OFF_POWERS_OF_TWO, Gradients, Problem
+from .gradients import Gradients
+from .problem import OFF_POWERS_OF_TWO, Problem
 
 # Sums below this have lost digits to underflow: their rows are done again with an exact maximum.
 SMALLEST_SUM = 1e-30
@@ -50,16 +51,18 @@ def sweep_in_range(p: Problem, chunk: RowChunk, space, store: bool) -> list[Tens
     return weights
 
 
-def mean_with_gradient(p: Problem) -> tuple[Tensor, Gradients]:
-    """(N,) losses, and the gradients of their sum. 6 N M D operations."""
+def mean_with_gradient(p: Problem, factor: float) -> tuple[Tensor, Gradients]:
+    """(N,) losses, and the gradients of factor times their sum. 6 N M D operations."""
     size = p.launchers.plan_rows(p.anchor.shape[0], p.blocks, True, p.max_workspace_bytes)
-    space, g, losses = p.launchers.Workspace(size, p.blocks, True), Gradients.like(p), []
+    space, g, losses = p.launchers.Workspace(size, p.blocks, True), Gradients.like(p, size, factor), []
+    opened, sums = p.opened(), p.zero_sums()
     for rows in p.chunks(size):
-        chunk = p.chunk(rows, p.opened(rows))
+        chunk = p.chunk(rows, opened, sums)
         weights = sweep_in_range(p, chunk, space, True)
         loss, share, inverse = p.launchers.close_rows(chunk)
         g.add_chunk(p, rows, chunk, weights, share, inverse)
         p.finish_stats(chunk, loss)
         losses.append(loss)
+    del space, weights  # the largest memory of all, before the gradients take their last form
     g.finish(p)
     return torch.cat(losses) if len(losses) > 1 else losses[0], g

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from ..pairs import Columns
+from .gradients import Gradients
 from .one_sweep import sweep_blocks, sweep_in_range
-from .problem import HEADROOM, OFF_POWERS_OF_TWO, Gradients, Problem
+from .problem import HEADROOM, OFF_POWERS_OF_TWO, Problem
 
 
 @dataclass
@@ -34,9 +35,9 @@ class RowLosses:
         return self.column.numel() > 0
 
 
-def mean_with_gradient(p: Problem) -> tuple[Tensor, Gradients]:
-    """(N,) losses of both directions, and the gradients of their sum. 8 N M D operations; 6 where the backend can keep
-    the dot products of the first pass within the workspace.
+def mean_with_gradient(p: Problem, factor: float) -> tuple[Tensor, Gradients]:
+    """(N,) losses of both directions, and the gradients of factor times their sum. 8 N M D operations; 6 where the
+    backend can keep the dot products of the first pass within the workspace.
     """
     n = p.anchor.shape[0]
     space = None
@@ -44,8 +45,8 @@ def mean_with_gradient(p: Problem) -> tuple[Tensor, Gradients]:
         space = p.launchers.Workspace(n, p.blocks, True)
     saved = row_losses(p, True, space)
     # By-products are complete after the first pass.
-    ones = torch.ones(n, dtype=torch.float32, device=p.anchor.device)
-    g = row_gradients(replace(p, want_stats=False, stats=[]), saved, ones, space)
+    upstream = torch.full((n,), factor, dtype=torch.float32, device=p.anchor.device)
+    g = row_gradients(replace(p, want_stats=False, stats=[]), saved, upstream, space)
     return (saved.row + saved.column) / 2, g
 
 
@@ -54,7 +55,7 @@ def row_losses(p: Problem, symmetric: bool, space=None) -> RowLosses:
 
     `space`, a workspace for all rows at once, is left with the dot products.
     """
-    opened = p.opened(p.everything)
+    opened, sums = p.opened(), p.zero_sums()
     exact = _exact_shifts(p, opened) if symmetric else None
     columns = _new_columns(p, opened[1], exact) if symmetric else None
     size, parts = p.anchor.shape[0], []
@@ -62,8 +63,7 @@ def row_losses(p: Problem, symmetric: bool, space=None) -> RowLosses:
         size = p.launchers.plan_rows(size, p.blocks, False, p.max_workspace_bytes)
         space = p.launchers.Workspace(size, p.blocks, False)
     for rows in p.chunks(size):
-        here = opened[:, rows].contiguous()
-        chunk = p.chunk(rows, here, None if exact is None else exact[0][rows].contiguous())
+        chunk = p.chunk(rows, opened, sums, None if exact is None else exact[0])
         if symmetric:
             sweep_blocks(p, chunk, space, False, columns)
         else:
@@ -84,7 +84,7 @@ def _exact_shifts(p: Problem, opened: Tensor) -> tuple[Tensor, Tensor] | None:
     if not p.launchers.is_open(gate):
         return None
     x_positive = opened[1]
-    chunk = p.chunk(p.everything, opened)
+    chunk = p.chunk(p.everything, opened, p.zero_sums())
     largest = [p.launchers.largest_logits(chunk, block, p.logits, gate) for block in p.blocks]
     row_max = torch.stack([x_positive, *[by_row for by_row, _ in largest]]).amax(0)
     column_max = largest[0][1].scatter_reduce(0, p.positive, x_positive, "amax")
@@ -97,7 +97,7 @@ def _exact_shifts(p: Problem, opened: Tensor) -> tuple[Tensor, Tensor] | None:
 def _static_column_shift(p: Problem, x_positive: Tensor) -> Tensor:
     """(M,) d_j: the largest logit among the anchors whose positive is j, or what the bound asks for."""
     m = p.blocks[0].rows.shape[0]
-    floor = torch.as_tensor(p.largest_possible(p.everything) - HEADROOM, dtype=torch.float32, device=x_positive.device)
+    floor = torch.as_tensor(p.largest_possible() - HEADROOM, dtype=torch.float32, device=x_positive.device)
     return floor.amax().expand(m).scatter_reduce(0, p.positive, x_positive, "amax") + OFF_POWERS_OF_TWO
 
 
@@ -132,12 +132,13 @@ def row_gradients(p: Problem, saved: RowLosses, upstream: Tensor, space=None) ->
         p_column = torch.exp(-saved.column)
         share = share - upstream * torch.expm1(-saved.column) - (height[p.positive] - upstream) * p_column
     weight = upstream * saved.inverse
-    ready, size, g = space is not None, p.anchor.shape[0], Gradients.like(p)
+    ready, size = space is not None, p.anchor.shape[0]
     if not ready:
         size = p.launchers.plan_rows(size, p.blocks, True, p.max_workspace_bytes)
         space = p.launchers.Workspace(size, p.blocks, True)
+    g, opened, sums = Gradients.like(p, size), p.opened(), p.zero_sums()
     for rows in p.chunks(size):
-        chunk = p.chunk(rows, p.opened(rows), saved.shift[rows], weight[rows])
+        chunk = p.chunk(rows, opened, sums, saved.shift, weight)
         weights = sweep_blocks(p, chunk, space, True, columns, ready)
         g.add_chunk(p, rows, chunk, weights, share[rows], None)
     g.finish(p)

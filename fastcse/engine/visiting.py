@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..pairs import Block, RowChunk, RowStats
-from .problem import OFF_POWERS_OF_TWO, Gradients, Problem
+from .gradients import Gradients
+from .problem import OFF_POWERS_OF_TWO, Problem
 
 
 class Visits:
@@ -21,12 +22,12 @@ class Visits:
     """
 
     def __init__(self, p: Problem):
-        self.p, n = p, p.anchor.shape[0]
-        self.opened = p.opened(p.everything)  # (3, N): similarity, logit and static shift of the positives
+        self.p = p
+        self.opened = p.opened()  # (3, N): similarity, logit and static shift of the positives
         self.shift = self.opened[2]
-        self.sum, self.f_sum = torch.zeros(2, n, dtype=torch.float32, device=p.anchor.device).unbind()
+        self.sum, self.f_sum = p.zero_sums().unbind()
         self.largest = self.opened[1]
-        self.stats = _VisitStats(n, p.anchor.device) if p.want_stats else None
+        self.stats = _VisitStats(p.anchor.shape[0], p.anchor.device) if p.want_stats else None
 
     @property
     def needs_largest(self) -> bool:
@@ -98,10 +99,12 @@ class Visits:
         chunk = self._chunk(p.everything, self.weight)
         factor, pull, d_inv_temperature = b.pull_rows(chunk, p.blocks[0], p.logits, self.share, None)
         along = chunk.scale if p.normalize else None
+        into = torch.empty_like(self.out, dtype=p.dtype)
         b.finish_rows(
-            self.out, chunk.rows, along, factor=factor, pull=pull, block=p.blocks[0], index=chunk.positive
+            self.out, chunk.rows, along, factor=factor, pull=pull, others=p.blocks[0].rows, index=chunk.positive,
+            into=into,
         )  # fmt: skip
-        g = Gradients(self.out, [dc], d_inv_temperature.sum(), pull)
+        g = Gradients(into, [dc], d_inv_temperature.sum(), pulls=[pull])
         g.finish(p)
         return g
 

@@ -6,66 +6,17 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .configs import plain, tile_config
-from .nearest import rescore_kernel
+from ..pairs import SHORTEST_NORM
+from .assignment import WIDTH, assign_kernel, persistent_assign_kernel, settle_kernel
+from .centroids import Centroids, fitting, parts_of, prepare_centroids
+from .configs import TileConfig, tile_config
+from .described import describable, multiprocessors
 from .rows import inverse_norms
-from .tile import dot_tile
 from .workspace import prepare
 
 COLUMNS = 128
-
-
-@triton.jit
-def _better(value, index, other, other_index):
-    """The larger of two, of equal ones that with the lower index."""
-    take = (other > value) | ((other == value) & (other_index < index))
-    return tl.where(take, other, value), tl.where(take, other_index, index)
-
-
-@triton.jit(do_not_specialize=["N"])
-def assign_kernel(
-    X, C, ROW, COL, INDEX, N, K, D, stride_x, stride_c, TWO: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr, RAISE: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """INDEX (N, 1 or 2) <- the centroids of the largest ranks dot scale + bias, or -1; ROW (N,): 0 for a zero
-    row of cosines, else 1; COL (2, K): scale and bias."""
-    offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    in_n = offs_n < N
-    row = tl.load(ROW + offs_n, mask=in_n, other=0.0)
-    last: tl.constexpr = 2147483647
-    none = tl.full((BLOCK_N,), float("-inf"), tl.float32)
-    first, second = none, none
-    first_index = tl.full((BLOCK_N,), last, tl.int32)
-    second_index = first_index
-    for start in range(0, K, BLOCK_M):
-        offs_m = start + tl.arange(0, BLOCK_M)
-        in_m = offs_m < K
-        acc = dot_tile(
-            X, C, offs_n, offs_m, N, K, D, stride_x, stride_c, BLOCK_N, BLOCK_M, BLOCK_D, EVEN_D, RAISE, PRECISION
-        )
-        scale = tl.load(COL + offs_m, mask=in_m, other=0.0)
-        bias = tl.load(COL + K + offs_m, mask=in_m, other=float("-inf"))
-        s = acc * scale[None, :] * row[:, None] + bias[None, :]
-        s = tl.where((s == s) & in_m[None, :], s, float("-inf"))  # a NaN is near to nothing
-        top = tl.max(s, 1)
-        at = tl.min(tl.where((s == top[:, None]) & (s > float("-inf")), offs_m[None, :], last), 1)
-        if TWO:
-            rest = tl.where(offs_m[None, :] == at[:, None], float("-inf"), s)
-            next_top = tl.max(rest, 1)
-            found = (rest == next_top[:, None]) & (rest > float("-inf"))
-            next_at = tl.min(tl.where(found, offs_m[None, :], last), 1)
-            # The loser of the two firsts, or the better of the two seconds.
-            lost = (top > first) | ((top == first) & (at < first_index))
-            runner, runner_at = tl.where(lost, first, top), tl.where(lost, first_index, at)
-            second, second_index = _better(second, second_index, runner, runner_at)
-            second, second_index = _better(second, second_index, next_top, next_at)
-        first, first_index = _better(first, first_index, top, at)
-    width: tl.constexpr = 2 if TWO else 1
-    out = INDEX + offs_n.to(tl.int64) * width
-    tl.store(out, tl.where(first_index == last, -1, first_index).to(tl.int64), mask=in_n)
-    if TWO:
-        tl.store(out + 1, tl.where(second_index == last, -1, second_index).to(tl.int64), mask=in_n)
 
 
 @triton.jit
@@ -90,37 +41,56 @@ def cluster_sums_kernel(X, SCALE, ORDER, STARTS, SUMS, D, stride_x, HAS_SCALE: t
 
 def assign(points: Tensor, centroids: Tensor, wanted: int, metric: str) -> tuple[Tensor, Tensor]:
     """(N, wanted) int64 nearest centroids, -1 for none, and their cosines or squared distances."""
-    x, c = prepare(points), prepare(centroids.to(points.dtype))
-    n, (k, d) = x.shape[0], c.shape
-    norm_scale = inverse_norms(c)
-    square = c.float().square().sum(1)
-    known = torch.isfinite(square)
+    x, c = prepare(points), prepare(centroids)
+    n, d = x.shape
     distance = metric == "euclidean"
-    scale = torch.ones_like(norm_scale) if distance else norm_scale
-    bias = torch.where(known, -0.5 * square if distance else 0.0, torch.nan)
-    index = torch.empty(n, wanted, dtype=torch.int64, device=x.device)
-    config = plain(tile_config(x.dtype, d, "sums", x.device, False), x.dtype)
+    described = describable(x)
+    config = tile_config(x.dtype, d, "sums", x.device, described)
+    config = fitting(config, parts_of(x.dtype, c.dtype, d), x.element_size())
+    ready = prepare_centroids(c, x, distance, config)
+    new = {"device": x.device}
+    rank = torch.empty(ready.segments, wanted, n, dtype=torch.float32, **new)
+    at = torch.empty(ready.segments, wanted, n, dtype=torch.int32, **new)
+    _launch(x, ready, rank, at, config)
+    index = torch.empty(n, wanted, dtype=torch.int64, **new)
+    value = torch.empty(n, wanted, dtype=torch.float32, **new)
+    sizes = settling(d)
+    settle_kernel[(triton.cdiv(n, sizes["ROWS"]),)](
+        x, c, ready.norm_scale, ready.lowest, rank, at, index, value, n, d, ready.segments, x.stride(0), c.stride(0),
+        SHORTEST_NORM, TWO=wanted == 2, DISTANCE=distance, **sizes,
+    )  # fmt: skip
+    return index, value
+
+
+def settling(d: int) -> dict:
+    """Launch options of `settle_kernel`: a program has about 4096 entries."""
+    block = triton.next_power_of_2(d)
+    rows = max(1, min(16, 4096 // block))
+    return {"BLOCK_D": block, "ROWS": rows, "num_warps": max(1, min(16, rows * block // 1024))}
+
+
+def _launch(x: Tensor, ready: Centroids, rank: Tensor, at: Tensor, config: TileConfig) -> None:
+    """RANK and AT (segments, wanted, N) <- the best of each segment of centroids."""
+    (_, wanted, n), d = rank.shape, x.shape[1]
     interpreted = triton.knobs.runtime.interpret
-    tf32 = torch.get_float32_matmul_precision() != "highest"
-    assign_kernel[(triton.cdiv(n, config.block_n),)](
-        x, c, torch.ones(n, device=x.device) if distance else (inverse_norms(x) != 0).float(),
-        torch.stack([scale, bias]), index, n, k, d, x.stride(0), c.stride(0), TWO=wanted == 2,
-        BLOCK_N=config.block_n, BLOCK_M=config.block_m, BLOCK_D=config.block_d, EVEN_D=d % config.block_d == 0,
-        RAISE=interpreted and x.dtype != torch.float32, PRECISION="tf32" if tf32 else "ieee",
-        num_warps=config.num_warps, num_stages=config.num_stages,
-    )  # fmt: skip
-    index = torch.where(torch.isfinite(x.float().square().sum(1))[:, None], index, -1)
-    return index, _values(x, c, norm_scale, index, distance)
-
-
-def _values(x: Tensor, c: Tensor, norm_scale: Tensor, index: Tensor, distance: bool) -> Tensor:
-    """Cosines or squared distances of the pairs in `index`, from the rows themselves; NaN where there is none."""
-    value = torch.empty(index.shape, dtype=torch.float32, device=x.device)
-    rescore_kernel[(x.shape[0], 1)](
-        x, c, inverse_norms(x), norm_scale, index.clamp_min(0), value, index.shape[1], x.shape[1], x.stride(0),
-        c.stride(0), DISTANCE=distance, BLOCK_K=2, BLOCK_D=COLUMNS,
-    )  # fmt: skip
-    return torch.where(index >= 0, 0.0 - value if distance else value, torch.nan)
+    options = {
+        "TWO": wanted == 2, "PARTS": ready.parts, "BLOCK_N": config.block_n, "BLOCK_M": config.block_m,
+        "BLOCK_D": config.block_d, "RAISE": interpreted and x.dtype != torch.float32, "WIDTH": WIDTH,
+        "PRECISION": "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32",
+        "num_warps": config.num_warps, "num_stages": config.num_stages,
+    }  # fmt: skip
+    units = triton.cdiv(n, config.block_n) * ready.segments
+    arrays = (ready.col, rank, at, n, d, ready.columns, ready.segments, ready.per_segment)
+    if config.programs == 0:
+        even = d % config.block_d == 0
+        assign_kernel[(units,)](x, ready.rows, *arrays, x.stride(0), ready.rows.stride(0), EVEN_D=even, **options)
+        return
+    described = (
+        TensorDescriptor.from_tensor(x, [config.block_n, config.block_d]),
+        TensorDescriptor.from_tensor(ready.rows, [config.block_m, config.block_d]),
+    )
+    programs = min(units, config.programs * multiprocessors(x.device))
+    persistent_assign_kernel[(programs,)](*described, *arrays, FLATTEN=config.flatten, **options)
 
 
 def cluster_sums(points: Tensor, index: Tensor, clusters: int, normalize: bool) -> tuple[Tensor, Tensor]:

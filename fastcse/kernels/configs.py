@@ -1,8 +1,8 @@
 """Which tile, and which form of the sweep, for an architecture, a width and a type: a table, not a search at run time.
 
 `tuned.json` beside this file holds what a search on a device found (`make gpu` writes it); where it has nothing, the
-defaults below hold. They are chosen from compiled code and a roofline alone (benchmarks/results/compiled.csv). One of
-128 x 128 for "busy" was 5 to 8% faster at D = 768 and 1024 than the entries in use, of 128 x 64, but spills in two forms.
+defaults below hold. They are chosen from compiled code and a roofline alone (benchmarks/results/compiled.csv). Of the
+"busy" kind 128 x 128 was 5 to 8% faster at D = 768 and 1024 than the entries in use, 128 x 64, but two forms spill.
 """
 
 from __future__ import annotations

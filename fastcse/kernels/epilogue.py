@@ -26,9 +26,9 @@ def logits_part(
     own positive and at columns of equal id.
     """
     in_n, in_m = offs_n < N, offs_m < M
-    row_scale = tl.load(ROW + offs_n, mask=in_n, other=0.0)
-    col_scale = tl.load(COL + offs_m, mask=in_m, other=0.0)
-    bias = tl.load(COL + M + offs_m, mask=in_m, other=-float("inf"))
+    row_scale = tl.load(ROW[0] + offs_n, mask=in_n, other=0.0)
+    col_scale = tl.load(COL[0] + offs_m, mask=in_m, other=0.0)
+    bias = tl.load(COL[1] + offs_m, mask=in_m, other=-float("inf"))
     own = tl.load(OWN + offs_n, mask=in_n, other=-1).to(tl.int32)
     s = acc * row_scale[:, None] * col_scale[None, :]
     bias = tl.broadcast_to(bias[None, :], (BLOCK_N, BLOCK_M))
@@ -64,9 +64,9 @@ def store_stats(STATS_F, STATS_I, s, bias, slot, slots, start_m, offs_n, N):
 @triton.jit
 def sweep_part(
     acc, arrays, tile_n, slot, slots, N, M, stride_e, margin, own_log_weight, F: tl.constexpr, DF: tl.constexpr,
-    STORE: tl.constexpr, F_SUM: tl.constexpr, IDS: tl.constexpr, LEAVE_OWN_OUT: tl.constexpr, OWN_WEIGHT: tl.constexpr,
-    STATS: tl.constexpr, BOTH: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, RAISE: tl.constexpr,
-    DESCRIBED: tl.constexpr,
+    STORE: tl.constexpr, WEIGHTED: tl.constexpr, F_SUM: tl.constexpr, IDS: tl.constexpr, LEAVE_OWN_OUT: tl.constexpr,
+    OWN_WEIGHT: tl.constexpr, STATS: tl.constexpr, BOTH: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
+    RAISE: tl.constexpr, DESCRIBED: tl.constexpr,
 ):  # fmt: skip
     """Columns slot BLOCK_M and on of one row of tiles. Returns the rows' sums of e and of weight e f (or, without
     F_SUM, of e again)."""
@@ -80,15 +80,15 @@ def sweep_part(
     if STATS:
         store_stats(STATS_F, STATS_I, s, bias, slot, slots, slot * BLOCK_M, offs_n, N)
     inv_temperature = tl.load(SCALARS)
-    e = exp_logit(f, inv_temperature, bias, tl.load(ROW + N + offs_n, mask=in_n, other=0.0)[:, None])
+    e = exp_logit(f, inv_temperature, bias, tl.load(ROW[1] + offs_n, mask=in_n, other=0.0)[:, None])
     total = tl.sum(e, 1)
-    if STORE:
-        e *= tl.load(ROW + 2 * N + offs_n, mask=in_n, other=0.0)[:, None]
+    if WEIGHTED:
+        e *= tl.load(ROW[2] + offs_n, mask=in_n, other=0.0)[:, None]
     if BOTH:
-        col_shift = tl.load(COL + 2 * M + offs_m, mask=in_m, other=0.0)
+        col_shift = tl.load(COL[2] + offs_m, mask=in_m, other=0.0)
         e_col = exp_logit(f, inv_temperature, bias, col_shift[None, :])
         if STORE:
-            e += e_col * tl.load(COL + 3 * M + offs_m, mask=in_m, other=0.0)[None, :]
+            e += e_col * tl.load(COL[3] + offs_m, mask=in_m, other=0.0)[None, :]
         else:
             e_col = tl.where(in_n[:, None], e_col, 0.0)
             tl.store(COL_SUMS + tile_n.to(tl.int64) * M + offs_m, tl.sum(e_col, 0), mask=in_m)
@@ -114,25 +114,26 @@ def halves(x, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr):
 @triton.jit
 def sweep_tile(
     acc, arrays, tile_n, first, slots, N, M, stride_e, margin, own_log_weight, F: tl.constexpr, DF: tl.constexpr,
-    STORE: tl.constexpr, F_SUM: tl.constexpr, IDS: tl.constexpr, LEAVE_OWN_OUT: tl.constexpr, OWN_WEIGHT: tl.constexpr,
-    STATS: tl.constexpr, BOTH: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, PARTS: tl.constexpr,
-    RAISE: tl.constexpr, DESCRIBED: tl.constexpr,
+    STORE: tl.constexpr, WEIGHTED: tl.constexpr, F_SUM: tl.constexpr, IDS: tl.constexpr, LEAVE_OWN_OUT: tl.constexpr,
+    OWN_WEIGHT: tl.constexpr, STATS: tl.constexpr, BOTH: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
+    PARTS: tl.constexpr, RAISE: tl.constexpr, DESCRIBED: tl.constexpr,
 ):  # fmt: skip
     """`sweep_part` of every part of a tile, left to right; returns the sums over all of them."""
     if PARTS == 1:
         total, f_total = sweep_part(
-            acc, arrays, tile_n, first, slots, N, M, stride_e, margin, own_log_weight, F, DF, STORE, F_SUM, IDS,
-            LEAVE_OWN_OUT, OWN_WEIGHT, STATS, BOTH, BLOCK_N, BLOCK_M, RAISE, DESCRIBED,
+            acc, arrays, tile_n, first, slots, N, M, stride_e, margin, own_log_weight, F, DF, STORE, WEIGHTED, F_SUM,
+            IDS, LEAVE_OWN_OUT, OWN_WEIGHT, STATS, BOTH, BLOCK_N, BLOCK_M, RAISE, DESCRIBED,
         )  # fmt: skip
     else:
         left, right = halves(acc, BLOCK_N, BLOCK_M)
         total, f_total = sweep_tile(
-            left, arrays, tile_n, first, slots, N, M, stride_e, margin, own_log_weight, F, DF, STORE, F_SUM, IDS,
-            LEAVE_OWN_OUT, OWN_WEIGHT, STATS, BOTH, BLOCK_N, BLOCK_M // 2, PARTS // 2, RAISE, DESCRIBED,
+            left, arrays, tile_n, first, slots, N, M, stride_e, margin, own_log_weight, F, DF, STORE, WEIGHTED, F_SUM,
+            IDS, LEAVE_OWN_OUT, OWN_WEIGHT, STATS, BOTH, BLOCK_N, BLOCK_M // 2, PARTS // 2, RAISE, DESCRIBED,
         )  # fmt: skip
         more, f_more = sweep_tile(
             right, arrays, tile_n, first + PARTS // 2, slots, N, M, stride_e, margin, own_log_weight, F, DF, STORE,
-            F_SUM, IDS, LEAVE_OWN_OUT, OWN_WEIGHT, STATS, BOTH, BLOCK_N, BLOCK_M // 2, PARTS // 2, RAISE, DESCRIBED,
+            WEIGHTED, F_SUM, IDS, LEAVE_OWN_OUT, OWN_WEIGHT, STATS, BOTH, BLOCK_N, BLOCK_M // 2, PARTS // 2, RAISE,
+            DESCRIBED,
         )  # fmt: skip
         total += more
         f_total += f_more

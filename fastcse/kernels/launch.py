@@ -12,6 +12,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from ..pairs import Block, Columns, Logits, RowChunk
 from ..transforms import get
 from .configs import TileConfig, narrow, plain, tile_config
+from .described import describable, multiprocessors
+from .merge import add_sums
 from .pairwise import largest_kernel, persistent_sweep_kernel, similarity_kernel, sweep_kernel
 from .tile import device_fn
 
@@ -33,18 +35,18 @@ def _grid(n: int, m: int, config: TileConfig) -> tuple[int, tuple[int, int]]:
 
 
 def _operands(chunk: RowChunk, block: Block, logits: Logits, gate: Tensor | None, columns: Columns | None) -> tuple:
-    """Packed arrays in the order of the kernels' parameters, up to COL_ID."""
-    scalars = logits.inv_temperature.reshape(1)
-    scalars = torch.cat([scalars, scalars if gate is None else gate.to(torch.float32).reshape(1)])
+    """Arrays in the order of the kernels' parameters, up to COL_ID; in the place of an absent one stands another."""
+    scalars = logits.inv_temperature
+    if gate is not None:
+        scalars = torch.stack([scalars, gate.to(torch.float32)])
     shift = block.bias if columns is None else columns.shift
     height = block.bias if columns is None or columns.weight is None else columns.weight
     own = chunk.positive if block.holds_positives or chunk.own is None else chunk.own
-    weight = torch.ones_like(chunk.shift) if chunk.weight is None else chunk.weight
+    weight = chunk.shift if chunk.weight is None else chunk.weight
     has_ids = block.id is not None and chunk.id is not None
     return (
-        chunk.rows, block.rows, torch.stack([chunk.scale, chunk.shift, weight]),
-        torch.stack([block.scale, block.bias, shift, height]), scalars, own, chunk.id if has_ids else own,
-        block.id if has_ids else own,
+        chunk.rows, block.rows, chunk.scale, chunk.shift, weight, block.scale, block.bias, shift, height, scalars, own,
+        chunk.id if has_ids else own, block.id if has_ids else own,
     )  # fmt: skip
 
 
@@ -74,7 +76,8 @@ def sweep(
     n, m = chunk.rows.shape[0], block.rows.shape[0]
     # Only a learned temperature asks for the sums of e f.
     stats, f_sum, both = chunk.stats is not None, store and logits.inv_temperature_value is None, columns is not None
-    options = {**_options(chunk, block), "F_SUM": f_sum, "STATS": stats, "BOTH": both, "STORE": store}
+    options = {**_options(chunk, block), "F_SUM": f_sum, "STATS": stats, "BOTH": both, "STORE": store,
+               "WEIGHTED": store and chunk.weight is not None}  # fmt: skip
     busy = stats or f_sum or both or options["IDS"]
     config = _sweep_config(chunk.rows, block.rows, "busy" if busy else "gradients" if store else "sums")
     tiles = _grid(n, m, config)[1]
@@ -91,19 +94,12 @@ def sweep(
         _merge_stats(chunk, stats_f, stats_i)
     if both and not store:
         columns.sum += col_sums.sum(0)
-    if not (both and store):
-        chunk.sum += sums[0].sum(0)
-    if f_sum:
-        chunk.f_sum += sums[1].sum(0)
+    if f_sum or not (both and store):
+        add_sums(sums, chunk, not (both and store), f_sum)
 
 
 def _sweep_config(a: Tensor, c: Tensor, kind: str) -> TileConfig:
-    return tile_config(a.dtype, a.shape[1], kind, a.device, _describable(a) and _describable(c))
-
-
-def _describable(x: Tensor) -> bool:
-    """Whether the copy engine takes these rows: 16-byte steps and start."""
-    return x.data_ptr() % 16 == 0 and x.stride(0) * x.itemsize % 16 == 0 and x.shape[0] > 0
+    return tile_config(a.dtype, a.shape[1], kind, a.device, describable(a) and describable(c))
 
 
 def _launch_sweep(config: TileConfig, operands: tuple, block: Block, logits: Logits, options: dict) -> None:
@@ -124,7 +120,7 @@ def _launch_sweep(config: TileConfig, operands: tuple, block: Block, logits: Log
         TensorDescriptor.from_tensor(c, [config.block_m, config.block_d]),
         _describe_weights(e, part) if options["STORE"] else TensorDescriptor.from_tensor(a, part),  # never written
     )
-    programs = min(grid, config.programs * _multiprocessors(a.device))
+    programs = min(grid, config.programs * multiprocessors(a.device))
     persistent_sweep_kernel[(programs,)](
         *described[:2], *arrays, described[2], *outputs, *sizes, **options, FLATTEN=config.flatten
     )
@@ -134,10 +130,6 @@ def _describe_weights(e: Tensor, part: list[int]) -> TensorDescriptor:
     """The weights with the whole tiles of memory behind them, so that no store is cut."""
     height = e.untyped_storage().nbytes() // (e.stride(0) * e.itemsize)
     return TensorDescriptor(e, [height, e.stride(0)], [e.stride(0), 1], part)
-
-
-def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
 
 
 def _merge_stats(chunk: RowChunk, stats_f: Tensor, stats_i: Tensor) -> None:

@@ -16,53 +16,17 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..pairs import TopKQuery
-from .configs import tile_config
-from .pairwise import BATCH_SIZES
+from .configs import TileConfig, tile_config
+from .described import describable, multiprocessors
 from .rows import inverse_norms
-from .tile import dot_tile, rounded, tile_of
+from .scores import PART, persistent_scores_kernel, scores_kernel, span_of
+from .selection import can_select, select
 
-SPAN = 64
 EXTRA = 16
-WORKSPACE = 1 << 30
-
-
-@triton.jit(do_not_specialize=[*BATCH_SIZES, "groups"])
-def scores_kernel(
-    A, C, ROW, COL, ROW_ID, COL_ID, S, MAXIMA, N, M, D, groups, stride_a, stride_c, stride_s, IDS: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, GROUP: tl.constexpr, EVEN_D: tl.constexpr,
-    RAISE: tl.constexpr, PRECISION: tl.constexpr, SPAN: tl.constexpr, CUTS: tl.constexpr,
-):  # fmt: skip
-    """S (N, groups SPAN) <- scores, -inf where a pair takes no part; MAXIMA (N, groups) <- largest of each group.
-
-    ROW (3, N): scale, least and most; COL (2, M): scale and bias. Masks come before the maxima.
-    """
-    tile_n, tile_m = tile_of(tl.program_id(0), N, M, BLOCK_N, BLOCK_M, GROUP)
-    offs_n, offs_m = tile_n * BLOCK_N + tl.arange(0, BLOCK_N), tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    in_n, in_m = offs_n < N, offs_m < M
-    acc = dot_tile(
-        A, C, offs_n, offs_m, N, M, D, stride_a, stride_c, BLOCK_N, BLOCK_M, BLOCK_D, EVEN_D, RAISE, PRECISION
-    )
-    row_scale = tl.load(ROW + offs_n, mask=in_n, other=0.0)
-    least = tl.load(ROW + N + offs_n, mask=in_n, other=0.0)
-    most = tl.load(ROW + 2 * N + offs_n, mask=in_n, other=0.0)
-    col_scale = tl.load(COL + offs_m, mask=in_m, other=0.0)
-    bias = tl.load(COL + M + offs_m, mask=in_m, other=-float("inf"))
-    s = rounded(acc * row_scale[:, None] * col_scale[None, :] + bias[None, :], CUTS).to(S.dtype.element_ty)
-    s = s.to(tl.float32)
-    take = (s >= least[:, None]) & (s <= most[:, None])  # false for NaN
-    if IDS:
-        row_id = tl.load(ROW_ID + offs_n, mask=in_n, other=0)
-        col_id = tl.load(COL_ID + offs_m, mask=in_m, other=0)
-        take = take & (row_id[:, None] != col_id[None, :])
-    s = tl.where(take & in_m[None, :], s, -float("inf"))
-    at = offs_n.to(tl.int64)[:, None] * stride_s + offs_m[None, :]
-    tl.store(S + at, s.to(S.dtype.element_ty), mask=in_n[:, None] & (offs_m < groups * SPAN)[None, :])
-    top = tl.max(tl.reshape(s, (BLOCK_N, BLOCK_M // SPAN, SPAN)), 2)
-    offs_g = tile_m * (BLOCK_M // SPAN) + tl.arange(0, BLOCK_M // SPAN)
-    at = offs_n.to(tl.int64)[:, None] * groups + offs_g[None, :]
-    tl.store(MAXIMA + at, top, mask=in_n[:, None] & (offs_g < groups)[None, :])
+WORKSPACE, TILE_ROWS = 1 << 30, 128
 
 
 @triton.jit
@@ -87,8 +51,8 @@ def rescore_kernel(
 
 
 class Operands(NamedTuple):
-    """Rows as kernels read them, their scales, the columns' bias, |a|^2 / 2 for distances else 0, and by how much a
-    score of a query may be wrong before and, relatively, by its last rounding."""
+    """Rows as kernels read them, their scales, the columns' bias, |a|^2 / 2 for distances else 0, by how much a score
+    of a query may be wrong before and, relatively, by its last rounding, and whether any query bounds its scores."""
 
     a: Tensor
     c: Tensor
@@ -98,6 +62,7 @@ class Operands(NamedTuple):
     half_square: Tensor
     slack: Tensor
     rounding: float
+    bounded: bool
 
 
 def topk(q: TopKQuery) -> tuple[Tensor, Tensor, Tensor]:
@@ -112,15 +77,29 @@ def topk(q: TopKQuery) -> tuple[Tensor, Tensor, Tensor]:
     column = torch.empty(n, q.k, dtype=torch.int64, device=q.query.device)
     while True:
         take = min(m, q.k + extra)
-        size = max(1, WORKSPACE // (4 * (m + 2 * SPAN * min(take, m // SPAN + 1))))
         doubtful = []
+        size = _chunk_rows(o, take)
         for part in rows.split(size):
             score[part], column[part], doubt = _search(q, o, part, take)
             doubtful.append(part[doubt])
-        # The one look at the device's memory: how many queries there are to do again.
+        # A look at the device's memory: how many queries there are to do again.
         rows, extra = torch.cat(doubtful), 4 * extra
         if rows.numel() == 0:
             return score, column, torch.isfinite(score).sum(1)
+
+
+def _chunk_rows(o: Operands, take: int) -> int:
+    """Queries of a chunk: whole tiles within the workspace, which holds their scores and what is selected of them."""
+    m, itemsize = o.c.shape[0], 2 if _is_half(o) else 4
+    span = span_of(m)
+    row = itemsize * (m + span) + 32 * take
+    if not can_select(triton.cdiv(m, span), take + 1, span):
+        row += (8 + itemsize) * span * min(take + 1, m // span + 1)
+    return max(1, WORKSPACE // row // TILE_ROWS * TILE_ROWS or WORKSPACE // row)
+
+
+def _is_half(o: Operands) -> bool:
+    return o.a.dtype == o.c.dtype != torch.float32
 
 
 def _operands(q: TopKQuery) -> Operands:
@@ -138,8 +117,12 @@ def _operands(q: TopKQuery) -> Operands:
     half = a.dtype == c.dtype != torch.float32
     product = 0.0 if half or torch.get_float32_matmul_precision() == "highest" else 2.0**-9
     slack = bound * ((a.shape[1] + 16) * 2.0**-23 + product)
-    return Operands(a, c, a_scale, c_scale, bias.masked_fill(~finite, -torch.inf), half_square, slack,
-                    2.0**-8 if half else 2.0**-23)  # fmt: skip
+    # A look at the device's memory: most searches have neither, and then no score is compared with anything.
+    bounded, all_finite = torch.stack([((q.least > -torch.inf) | (q.most < torch.inf)).any(), finite.all()]).tolist()
+    # The products of a column that is out must be finite: its bias is all that tells.
+    c = c if all_finite else c.masked_fill(~finite[:, None], 0.0)
+    return Operands(a, c, a_scale, c_scale.where(finite, 0.0), bias.masked_fill(~finite, -torch.inf), half_square,
+                    slack, 2.0**-8 if half else 2.0**-23, bounded)  # fmt: skip
 
 
 def _search(q: TopKQuery, o: Operands, rows: Tensor, take: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -149,39 +132,76 @@ def _search(q: TopKQuery, o: Operands, rows: Tensor, take: int) -> tuple[Tensor,
     following = rough[:, take] if rough.shape[1] > take else torch.full_like(rough[:, 0], -torch.inf)
     rough, column = rough[:, :take], column[:, :take].contiguous()
     score = _rescored(q, o, rows, column)
-    outside = (score < q.least[rows, None]) | (score > q.most[rows, None])
+    slack = o.slack[rows]
+    lost = ~torch.isfinite(slack)  # a query that is not finite finds nothing
+    outside = (score < q.least[rows, None]) | (score > q.most[rows, None]) | lost[:, None]
     score = score.masked_fill(outside | (rough == -torch.inf), -torch.inf)
-    # Equal scores by ascending column.
-    column, order = column.sort(dim=1)
-    score, order = score.gather(1, order).sort(dim=1, descending=True, stable=True)
-    column = column.gather(1, order)
+    score, column = _in_order(score, column)
     kth = score[:, q.k - 1] / (2 if q.metric == "l2" else 1) + o.half_square[rows]
-    reachable = following + (o.slack[rows] + following.abs() * o.rounding * 1.01)
-    return score[:, : q.k], column[:, : q.k], (following > -torch.inf) & ~(kth > reachable)
+    reachable = following + (slack + following.abs() * o.rounding * 1.01)
+    return score[:, : q.k], column[:, : q.k], (following > -torch.inf) & ~(kth > reachable) & ~lost
+
+
+def _in_order(score: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
+    """Best first, equal scores by ascending column: one sort of whole numbers, the score's bits above the column's."""
+    bits = (score + 0.0).view(torch.int32).long()  # -0 is 0
+    key = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits) * 2**32 + (2**32 - 1 - column)
+    key = key.sort(dim=1, descending=True).values
+    bits = key >> 32
+    bits = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).int()
+    return bits.view(torch.float32), 2**32 - 1 - (key & (2**32 - 1))
 
 
 def _scores(q: TopKQuery, o: Operands, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """(R, groups SPAN) scores in the scale of the products, rounded, and (R, groups) float32 maxima."""
-    a, n, (m, d) = o.a[rows], rows.shape[0], o.c.shape
-    half, interpret = a.dtype == o.c.dtype != torch.float32, triton.knobs.runtime.interpret
-    # Masks and maxima keep more alive than sums do: on sm_80 they spilled 8 bytes at 128 columns.
-    config = tile_config(torch.bfloat16 if half else torch.float32, d, "busy", a.device, described=False)
-    config = config._replace(block_m=max(config.block_m, SPAN))
-    groups = triton.cdiv(m, SPAN)
-    out = torch.empty(n, groups * SPAN, dtype=torch.bfloat16 if half else torch.float32, device=a.device)
-    maxima = torch.empty(n, groups, dtype=torch.float32, device=a.device)
-    packed = torch.stack([o.a_scale[rows], *_loose_bounds(q, o, rows)]).contiguous()
+    """(R, groups SPAN) scores in the scale of the products, rounded, and (R, groups) their maxima."""
+    a, n, m = o.a[rows], rows.shape[0], o.c.shape[0]
+    half, interpret = _is_half(o), triton.knobs.runtime.interpret
+    config, span = _config(a, o.c, half), span_of(m)
+    new = {"dtype": torch.bfloat16 if half else torch.float32, "device": a.device}
+    out = torch.empty(n, triton.cdiv(m, span) * span, **new)
+    # Columns of a tile lie in one row each: written along the queries, maxima leave in whole sectors.
+    maxima = torch.empty(out.shape[1] // span, n, **new)
+    packed = torch.stack([o.a_scale[rows], *(_loose_bounds(q, o, rows) if o.bounded else ())])
     ids = (q.query_id[rows], q.corpus_id) if q.query_id is not None else (packed, packed)
-    grid = triton.cdiv(n, config.block_n) * triton.cdiv(m, config.block_m)
-    scores_kernel[(grid,)](
-        a, o.c, packed, torch.stack([o.c_scale, o.bias]), *ids, out, maxima, n, m, d, groups, a.stride(0),
-        o.c.stride(0), out.stride(0), IDS=q.query_id is not None, BLOCK_N=config.block_n, BLOCK_M=config.block_m,
-        BLOCK_D=config.block_d, GROUP=config.group, EVEN_D=d % config.block_d == 0, SPAN=SPAN,
-        RAISE=a.dtype != o.c.dtype or (interpret and half), CUTS=interpret and half,
-        PRECISION="ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32",
-        num_warps=config.num_warps, num_stages=config.num_stages,
-    )  # fmt: skip
-    return out, maxima
+    arrays = (packed, torch.stack([o.c_scale, o.bias]), *ids)
+    options = {
+        "IDS": q.query_id is not None, "BOUNDED": o.bounded, "BLOCK_N": config.block_n, "BLOCK_M": config.block_m,
+        "BLOCK_D": config.block_d, "GROUP": config.group, "SPAN": span, "PART": PART, "CUTS": interpret and half,
+        "RAISE": a.dtype != o.c.dtype or (interpret and half), "num_warps": config.num_warps,
+        "PRECISION": "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32",
+        "num_stages": config.num_stages,
+    }  # fmt: skip
+    _launch_scores(config, a, o.c, arrays, out, maxima, options)
+    return out, maxima.T.contiguous()
+
+
+def _config(a: Tensor, c: Tensor, half: bool) -> TileConfig:
+    described = a.dtype == c.dtype and describable(a) and describable(c)
+    kind = "sums" if described else "busy"
+    config = tile_config(torch.bfloat16 if half else torch.float32, c.shape[1], kind, a.device, described)
+    return config._replace(block_m=max(config.block_m, span_of(c.shape[0])))
+
+
+def _launch_scores(
+    config: TileConfig, a: Tensor, c: Tensor, arrays: tuple, out: Tensor, maxima: Tensor, options: dict
+) -> None:
+    n, (m, d) = a.shape[0], c.shape
+    tiles = triton.cdiv(n, config.block_n) * triton.cdiv(m, config.block_m)
+    if config.programs == 0:
+        scores_kernel[(tiles,)](
+            a, c, *arrays, out, maxima, n, m, d, a.stride(0), c.stride(0), out.stride(0),
+            EVEN_D=d % config.block_d == 0, **options,
+        )  # fmt: skip
+        return
+    described = (
+        TensorDescriptor.from_tensor(a, [config.block_n, config.block_d]),
+        TensorDescriptor.from_tensor(c, [config.block_m, config.block_d]),
+    )
+    described_out = TensorDescriptor.from_tensor(out, [config.block_n, PART])
+    programs = min(tiles, config.programs * multiprocessors(a.device))
+    persistent_scores_kernel[(programs,)](
+        *described, *arrays, described_out, maxima, n, m, d, out.stride(0), FLATTEN=config.flatten, **options
+    )
 
 
 def _loose_bounds(q: TopKQuery, o: Operands, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -196,16 +216,19 @@ def _loose_bounds(q: TopKQuery, o: Operands, rows: Tensor) -> tuple[Tensor, Tens
 
 
 def _best(scores: Tensor, maxima: Tensor, take: int) -> tuple[Tensor, Tensor]:
-    """The `take` largest scores of each row and their columns, or all."""
+    """The `take` largest scores of each row, the smallest of them last, and their columns; or all."""
     groups = maxima.shape[1]
+    span = scores.shape[1] // groups
+    if can_select(groups, take, span):
+        return select(scores, maxima, take)
     if take >= groups:
         rough, column = scores.topk(min(take, scores.shape[1]), dim=1)
         return rough.float(), column
     group = maxima.topk(take, dim=1).indices  # (R, take)
-    by_group = scores.view(scores.shape[0], groups, SPAN)
-    inside = by_group.gather(1, group[:, :, None].expand(-1, -1, SPAN)).flatten(1)
+    by_group = scores.view(scores.shape[0], groups, span)
+    inside = by_group.gather(1, group[:, :, None].expand(-1, -1, span)).flatten(1)
     rough, place = inside.topk(take, dim=1)
-    return rough.float(), group.gather(1, place // SPAN) * SPAN + place % SPAN
+    return rough.float(), group.gather(1, place // span) * span + place % span
 
 
 def _rescored(q: TopKQuery, o: Operands, rows: Tensor, column: Tensor) -> Tensor:

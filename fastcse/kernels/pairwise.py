@@ -1,8 +1,8 @@
 """The sweep kernels: a tile of similarities becomes exponentials, their sums, and the weights of the gradient.
 
-Arrays that go together travel together: ROW (3, N) float32 holds scale, shift and weight of each row, COL (4, M)
-float32 scale, bias, shift and weight of each column, SCALARS (2,) float32 the inverse temperature and the gate. SUMS
-(2, tiles_m, N) receives each tile's sums of e and of e f: no atomics.
+ROW_* (N,) and COL_* (M,) are float32; what a form does not read may be anything. SCALARS float32 holds the inverse
+temperature and, where there is one, the gate. SUMS (2, tiles_m, N) receives each tile's sums of e and of e f: no
+atomics.
 """
 
 from __future__ import annotations
@@ -15,23 +15,25 @@ from .tile import dot_tile, tile_of
 
 # A batch of another size must not compile again: the last one of an epoch would stop training for seconds.
 BATCH_SIZES = ["N", "M"]
+# Nor must one whose rows' arrays, parts of larger ones, start elsewhere.
+ROW_ARRAYS = ["ROW_SCALE", "ROW_SHIFT", "ROW_WEIGHT"]
 
 
-@triton.jit(do_not_specialize=BATCH_SIZES)
+@triton.jit(do_not_specialize=BATCH_SIZES, do_not_specialize_on_alignment=ROW_ARRAYS)
 def sweep_kernel(
-    A, C, ROW, COL, SCALARS, OWN, ROW_ID, COL_ID, E, SUMS, COL_SUMS, STATS_F, STATS_I, N, M, D, stride_a, stride_c,
-    stride_e, margin, own_log_weight,
-    F: tl.constexpr, DF: tl.constexpr, STORE: tl.constexpr, F_SUM: tl.constexpr, IDS: tl.constexpr,
-    LEAVE_OWN_OUT: tl.constexpr, OWN_WEIGHT: tl.constexpr, STATS: tl.constexpr, BOTH: tl.constexpr, GATED: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, GROUP: tl.constexpr, PARTS: tl.constexpr,
-    EVEN_D: tl.constexpr, RAISE: tl.constexpr, PRECISION: tl.constexpr,
+    A, C, ROW_SCALE, ROW_SHIFT, ROW_WEIGHT, COL_SCALE, COL_BIAS, COL_SHIFT, COL_WEIGHT, SCALARS, OWN, ROW_ID, COL_ID, E,
+    SUMS, COL_SUMS, STATS_F, STATS_I, N, M, D, stride_a, stride_c, stride_e, margin, own_log_weight,
+    F: tl.constexpr, DF: tl.constexpr, STORE: tl.constexpr, WEIGHTED: tl.constexpr, F_SUM: tl.constexpr,
+    IDS: tl.constexpr, LEAVE_OWN_OUT: tl.constexpr, OWN_WEIGHT: tl.constexpr, STATS: tl.constexpr, BOTH: tl.constexpr,
+    GATED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, GROUP: tl.constexpr,
+    PARTS: tl.constexpr, EVEN_D: tl.constexpr, RAISE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program a tile, operands by pointers: any strides, any alignment.
 
-    E <- weight e f'(s) col_scale if STORE, with e = exp(x - shift), 0 at pairs that are left out; E has room for whole
-    tiles, nothing there is masked. F_SUM: also sums of weight e f, for the gradient of a learned temperature. BOTH:
-    e = exp(x - shift) weight + exp(x - column shift) column weight with STORE; without, the columns' sums go to
-    COL_SUMS (tiles_n, M).
+    E <- weight e f'(s) col_scale if STORE, with e = exp(x - shift), 0 at pairs that are left out, and the row's weight
+    1 unless WEIGHTED; E has room for whole tiles, nothing there is masked. F_SUM: also sums of weight e f, for the
+    gradient of a learned temperature. BOTH: e = exp(x - shift) weight + exp(x - column shift) column weight with
+    STORE; without, the columns' sums go to COL_SUMS (tiles_n, M).
     """
     if GATED:  # noqa: SIM102 - only this one is decided when compiling
         if tl.load(SCALARS + 1) == 0:
@@ -41,23 +43,24 @@ def sweep_kernel(
     acc = dot_tile(
         A, C, offs_n, offs_m, N, M, D, stride_a, stride_c, BLOCK_N, BLOCK_M, BLOCK_D, EVEN_D, RAISE, PRECISION
     )
-    arrays = (ROW, COL, SCALARS, OWN, ROW_ID, COL_ID, E, COL_SUMS, STATS_F, STATS_I)
+    row, col = (ROW_SCALE, ROW_SHIFT, ROW_WEIGHT), (COL_SCALE, COL_BIAS, COL_SHIFT, COL_WEIGHT)
+    arrays = (row, col, SCALARS, OWN, ROW_ID, COL_ID, E, COL_SUMS, STATS_F, STATS_I)
     tiles_m = tl.cdiv(M, BLOCK_M)
     total, f_total = sweep_tile(
         acc, arrays, tile_n, tile_m * PARTS, tiles_m * PARTS, N, M, stride_e, margin, own_log_weight, F, DF, STORE,
-        F_SUM, IDS, LEAVE_OWN_OUT, OWN_WEIGHT, STATS, BOTH, BLOCK_N, BLOCK_M, PARTS, RAISE, False,
+        WEIGHTED, F_SUM, IDS, LEAVE_OWN_OUT, OWN_WEIGHT, STATS, BOTH, BLOCK_N, BLOCK_M, PARTS, RAISE, False,
     )  # fmt: skip
     store_sums(SUMS, total, f_total, tile_n, tile_m, N, tiles_m, F_SUM, BLOCK_N)
 
 
-@triton.jit(do_not_specialize=BATCH_SIZES)
+@triton.jit(do_not_specialize=BATCH_SIZES, do_not_specialize_on_alignment=ROW_ARRAYS)
 def persistent_sweep_kernel(
-    A, C, ROW, COL, SCALARS, OWN, ROW_ID, COL_ID, E, SUMS, COL_SUMS, STATS_F, STATS_I, N, M, D, stride_a, stride_c,
-    stride_e, margin, own_log_weight,
-    F: tl.constexpr, DF: tl.constexpr, STORE: tl.constexpr, F_SUM: tl.constexpr, IDS: tl.constexpr,
-    LEAVE_OWN_OUT: tl.constexpr, OWN_WEIGHT: tl.constexpr, STATS: tl.constexpr, BOTH: tl.constexpr, GATED: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, GROUP: tl.constexpr, PARTS: tl.constexpr,
-    RAISE: tl.constexpr, PRECISION: tl.constexpr, FLATTEN: tl.constexpr,
+    A, C, ROW_SCALE, ROW_SHIFT, ROW_WEIGHT, COL_SCALE, COL_BIAS, COL_SHIFT, COL_WEIGHT, SCALARS, OWN, ROW_ID, COL_ID, E,
+    SUMS, COL_SUMS, STATS_F, STATS_I, N, M, D, stride_a, stride_c, stride_e, margin, own_log_weight,
+    F: tl.constexpr, DF: tl.constexpr, STORE: tl.constexpr, WEIGHTED: tl.constexpr, F_SUM: tl.constexpr,
+    IDS: tl.constexpr, LEAVE_OWN_OUT: tl.constexpr, OWN_WEIGHT: tl.constexpr, STATS: tl.constexpr, BOTH: tl.constexpr,
+    GATED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, GROUP: tl.constexpr,
+    PARTS: tl.constexpr, RAISE: tl.constexpr, PRECISION: tl.constexpr, FLATTEN: tl.constexpr,
 ):  # fmt: skip
     """The same, a fixed number of programs walking over all tiles: A, C and E are tensor descriptors, which the copy
     engine reads and writes, so that no thread holds an address and the next tile's loads run under this one's epilogue.
@@ -66,7 +69,8 @@ def persistent_sweep_kernel(
     tiles = tl.cdiv(N, BLOCK_N) * tiles_m
     if GATED:
         tiles = tl.where(tl.load(SCALARS + 1) == 0, 0, tiles)
-    arrays = (ROW, COL, SCALARS, OWN, ROW_ID, COL_ID, E, COL_SUMS, STATS_F, STATS_I)
+    row, col = (ROW_SCALE, ROW_SHIFT, ROW_WEIGHT), (COL_SCALE, COL_BIAS, COL_SHIFT, COL_WEIGHT)
+    arrays = (row, col, SCALARS, OWN, ROW_ID, COL_ID, E, COL_SUMS, STATS_F, STATS_I)
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=FLATTEN):
         tile_n, tile_m = tile_of(tile, N, M, BLOCK_N, BLOCK_M, GROUP)
         acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
@@ -77,17 +81,17 @@ def persistent_sweep_kernel(
             acc = tl.dot(a, tl.trans(c), acc, input_precision=PRECISION)
         total, f_total = sweep_tile(
             acc, arrays, tile_n, tile_m * PARTS, tiles_m * PARTS, N, M, stride_e, margin, own_log_weight, F, DF, STORE,
-            F_SUM, IDS, LEAVE_OWN_OUT, OWN_WEIGHT, STATS, BOTH, BLOCK_N, BLOCK_M, PARTS, RAISE, True,
+            WEIGHTED, F_SUM, IDS, LEAVE_OWN_OUT, OWN_WEIGHT, STATS, BOTH, BLOCK_N, BLOCK_M, PARTS, RAISE, True,
         )  # fmt: skip
         store_sums(SUMS, total, f_total, tile_n, tile_m, N, tiles_m, F_SUM, BLOCK_N)
 
 
-@triton.jit(do_not_specialize=BATCH_SIZES)
+@triton.jit(do_not_specialize=BATCH_SIZES, do_not_specialize_on_alignment=ROW_ARRAYS)
 def largest_kernel(
-    A, C, ROW, COL, SCALARS, OWN, ROW_ID, COL_ID, BY_ROW, BY_COL, N, M, D, stride_a, stride_c, margin,
-    own_log_weight, F: tl.constexpr, IDS: tl.constexpr, LEAVE_OWN_OUT: tl.constexpr, OWN_WEIGHT: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, GROUP: tl.constexpr, EVEN_D: tl.constexpr,
-    RAISE: tl.constexpr, PRECISION: tl.constexpr,
+    A, C, ROW_SCALE, ROW_SHIFT, ROW_WEIGHT, COL_SCALE, COL_BIAS, COL_SHIFT, COL_WEIGHT, SCALARS, OWN, ROW_ID, COL_ID,
+    BY_ROW, BY_COL, N, M, D, stride_a, stride_c, margin, own_log_weight, F: tl.constexpr, IDS: tl.constexpr,
+    LEAVE_OWN_OUT: tl.constexpr, OWN_WEIGHT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr, GROUP: tl.constexpr, EVEN_D: tl.constexpr, RAISE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Largest logit of each row and column of a tile: BY_ROW (tiles_m, N), BY_COL (tiles_n, M). Returns at once where
     the gate is shut.
@@ -99,7 +103,7 @@ def largest_kernel(
     acc = dot_tile(
         A, C, offs_n, offs_m, N, M, D, stride_a, stride_c, BLOCK_N, BLOCK_M, BLOCK_D, EVEN_D, RAISE, PRECISION
     )
-    arrays = (ROW, COL, SCALARS, OWN, ROW_ID, COL_ID)
+    arrays = ((ROW_SCALE,), (COL_SCALE, COL_BIAS), SCALARS, OWN, ROW_ID, COL_ID)
     largest_part(
         acc, arrays, BY_ROW, BY_COL, tile_n, tile_m, offs_n, offs_m, N, M, margin, own_log_weight, F, IDS,
         LEAVE_OWN_OUT, OWN_WEIGHT, BLOCK_N, BLOCK_M,

@@ -38,9 +38,3 @@ def times_candidates(weights: Tensor, block: Block, out: Tensor, accumulate: boo
 def accumulate_transposed(out: Tensor, weights: Tensor, rows: Tensor, accumulate: bool) -> None:
     """out (M, D) = or += weights (R, M)^T @ rows (R, D)."""
     _accumulate(out, weights.T, rows, accumulate)
-
-
-def scale_rows(rows: Tensor, factor: Tensor) -> Tensor:
-    """rows_i factor_i, in the type that `accumulate_transposed` multiplies with."""
-    scaled = rows.to(torch.float32) * factor[:, None]
-    return scaled if rows.dtype == torch.float32 else scaled.to(torch.bfloat16)

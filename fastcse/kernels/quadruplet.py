@@ -1,4 +1,4 @@
-"""Quadruplets and steps of rows, one program a row: forward and gradients in one pass over memory."""
+"""Quadruplets, one program a row: forward and gradients in one pass over memory."""
 
 from __future__ import annotations
 
@@ -7,28 +7,49 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..pairs import SHORTEST_NORM, STEPS, Quadruplets, Slope
-from .rows import launch_options, load_row
+from ..pairs import SHORTEST_NORM, Quadruplets, Slope
+from .rows import launch_options, load_row, norm_of
 
 
 @triton.jit
-def _norm(x):
-    # Entries are measured against the largest one, so that their squares stay in range.
-    top = tl.max(tl.abs(x), 0)
-    safe = tl.where(top > 0, top, 1.0)
-    return tl.where(top == 0, 0.0, safe * tl.sqrt(tl.sum((x / safe) * (x / safe), 0)))
-
-
-@triton.jit
-def _unit(x, shortest, NORMALIZE: tl.constexpr):
+def _unit(x, shortest):
     """x / |x| and 1 / |x|; 0 for a row shorter than `shortest`."""
-    if not NORMALIZE:
-        return x, 1.0
-    norm = _norm(x)
+    norm = norm_of(x)
     # A NaN fails the comparison and stays.
     short = norm < shortest
     scale = tl.where(short, 0.0, 1.0 / tl.where(short, 1.0, norm))
     return x * scale, scale
+
+
+@triton.jit
+def _length(square):
+    """The length behind a sum of squares, and whether that is safe: no zero row, no underflow, not infinite."""
+    return tl.sqrt(square), (square > 1e-15) & (square < 1e26)
+
+
+@triton.jit
+def _similarities(a, p, b, c, there, shortest, NORMALIZE: tl.constexpr):
+    """1 / length of the four rows, and the similarities of the first with the others.
+
+    Products and squares of the rows as they are need one look at them; rows too long or too short for that, and ones
+    that are not finite, are brought to length 1 first.
+    """
+    ap, ab, ac = tl.sum(a * p, 0), tl.sum(a * b, 0), tl.sum(a * c, 0)
+    a_scale, p_scale, b_scale, c_scale = 1.0, 1.0, 1.0, 1.0
+    if NORMALIZE:
+        a_norm, a_fine = _length(tl.sum(a * a, 0))
+        p_norm, p_fine = _length(tl.sum(p * p, 0))
+        b_norm, b_fine = _length(tl.where(there, tl.sum(b * b, 0), 1.0))
+        c_norm, c_fine = _length(tl.sum(c * c, 0))
+        a_scale, p_scale, b_scale, c_scale = 1.0 / a_norm, 1.0 / p_norm, 1.0 / b_norm, 1.0 / c_norm
+        ap, ab, ac = ap * (a_scale * p_scale), ab * (a_scale * b_scale), ac * (a_scale * c_scale)
+        if not (a_fine & p_fine & b_fine & c_fine):
+            a, a_scale = _unit(a, shortest)
+            p, p_scale = _unit(p, shortest)
+            b, b_scale = _unit(b, shortest)
+            c, c_scale = _unit(c, shortest)
+            ap, ab, ac = tl.sum(a * p, 0), tl.sum(a * b, 0), tl.sum(a * c, 0)
+    return (a_scale, p_scale, b_scale, c_scale), (ap, ab, ac)
 
 
 @triton.jit
@@ -73,12 +94,13 @@ def quadruplet_kernel(
     `candidate_gradient_kernel` reads."""
     row = tl.program_id(0)
     b, there = _batch_row(B, INDEX, row, stride_b, D, HAS_INDEX, BLOCK_D)
-    a, a_scale = _unit(load_row(A, row, stride_a, D, BLOCK_D), shortest, NORMALIZE)
-    p, p_scale = _unit(load_row(P, row, stride_p, D, BLOCK_D), shortest, NORMALIZE)
-    b, b_scale = _unit(b, shortest, NORMALIZE)
-    c, c_scale = _unit(load_row(C, row, stride_c, D, BLOCK_D), shortest, NORMALIZE)
-    positive, corpus = _known(tl.sum(a * p, 0)), _known(tl.sum(a * c, 0))
-    hardest = tl.where(there, _known(tl.sum(a * b, 0)), float("-inf"))
+    a = load_row(A, row, stride_a, D, BLOCK_D)
+    p, c = load_row(P, row, stride_p, D, BLOCK_D), load_row(C, row, stride_c, D, BLOCK_D)
+    scales, similarities = _similarities(a, p, b, c, there, shortest, NORMALIZE)
+    a_scale, p_scale, b_scale, c_scale = scales
+    a, p, b, c = a * a_scale, p * p_scale, b * b_scale, c * c_scale
+    positive, corpus = _known(similarities[0]), _known(similarities[2])
+    hardest = tl.where(there, _known(similarities[1]), float("-inf"))
     tl.store(SIMILARITY + row, positive)
     tl.store(SIMILARITY + N + row, hardest)
     tl.store(SIMILARITY + 2 * N + row, corpus)
@@ -119,47 +141,25 @@ def candidate_gradient_kernel(
     along = 0.0
     for entry in range(first, last):
         anchor = tl.load(ORDER + entry)
-        a, _ = _unit(load_row(A, anchor, stride_a, D, BLOCK_D), shortest, NORMALIZE)
+        a = load_row(A, anchor, stride_a, D, BLOCK_D)
+        if NORMALIZE:
+            a, _ = _unit(a, shortest)
         pull = tl.load(PULL + anchor)
         # An anchor that does not pull may hold anything, a NaN too.
         total += tl.where(pull == 0, 0.0, pull * a)
         along += tl.load(PULL + N + anchor)
-    c, scale = _unit(load_row(C, row, stride_c, D, BLOCK_D), shortest, NORMALIZE)
+    c, scale = load_row(C, row, stride_c, D, BLOCK_D), 1.0
+    if NORMALIZE:
+        c, scale = _unit(c, shortest)
     gradient = tl.where(first == last, 0.0, (total - along * c) * scale)
     offs_d = tl.arange(0, BLOCK_D)
     tl.store(OUT + row.to(tl.int64) * D + offs_d, gradient.to(OUT.dtype.element_ty), mask=offs_d < D)
 
 
-@triton.jit
-def step_rows_kernel(
-    BASE, DIRECTION, RADIUS, OUT, D, stride_b, stride_d, by, length, HAS_RADIUS: tl.constexpr, KIND: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """OUT (N, D) <- base + radius v; KIND 0: v the direction, 1: it to length 1, 2: its signs times `length`."""
-    row = tl.program_id(0)
-    offs_d = tl.arange(0, BLOCK_D)
-    base = load_row(BASE, row, stride_b, D, BLOCK_D)
-    v = load_row(DIRECTION, row, stride_d, D, BLOCK_D)
-    radius = by
-    if HAS_RADIUS:
-        radius = tl.load(RADIUS + row)
-    if KIND == 1:
-        norm = _norm(v)
-        v = v * tl.where(norm == 0, 0.0, 1.0 / tl.where(norm == 0, 1.0, norm))
-    if KIND == 2:
-        v = tl.where(v > 0, length, tl.where(v < 0, -length, v))
-    moved = (base + radius * v).to(OUT.dtype.element_ty)
-    tl.store(OUT + row.to(tl.int64) * D + offs_d, moved, mask=offs_d < D)
-
-
-@triton.jit(do_not_specialize=["SIZE"])
-def scale_kernel(X, FACTOR, SIZE, BLOCK: tl.constexpr):
-    """X <- FACTOR X; nothing is read or written where the factor is 1."""
-    factor = tl.load(FACTOR)
-    if factor != 1:
-        at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        x = tl.load(X + at, mask=at < SIZE)
-        tl.store(X + at, (x.to(tl.float32) * factor).to(X.dtype.element_ty), mask=at < SIZE)
+def _one_warp(d: int) -> dict:
+    """One warp a row of up to 1024 entries: its sums then need no barrier, and loads of many rows are on the way."""
+    block = triton.next_power_of_2(d)
+    return {"BLOCK_D": block, "num_warps": max(1, min(16, block // 1024))}
 
 
 def quadruplets(q: Quadruplets, slope: Slope | None) -> tuple[Tensor, Tensor, list[Tensor | None]]:
@@ -180,7 +180,7 @@ def quadruplets(q: Quadruplets, slope: Slope | None) -> tuple[Tensor, Tensor, li
         *[x.stride(0) for x in q.rows], SHORTEST_NORM, 0.0 if slope is None else slope.factor, *q.weights, *q.margins,
         HAS_INDEX=q.index is not None, CLASSIC=q.classic, NORMALIZE=q.normalize, HAS_UPSTREAM=upstream is not None,
         GRAD_A=out[0] is not None, GRAD_P=out[1] is not None, GRAD_B=out[2] is not None, GRAD_C=out[3] is not None,
-        HAS_PULL=gathered, **launch_options(d),
+        HAS_PULL=gathered, **_one_warp(d),
     )  # fmt: skip
     if gathered:
         out[2] = _candidate_gradient(q, pull)
@@ -200,25 +200,3 @@ def _candidate_gradient(q: Quadruplets, pull: Tensor) -> Tensor:
         SHORTEST_NORM, NORMALIZE=q.normalize, **launch_options(d),
     )  # fmt: skip
     return out
-
-
-def step_rows(base: Tensor, direction: Tensor, radius: Tensor | float, kind: str) -> Tensor:
-    """(N, D) base_i + radius_i v_i: v the direction ("raw"), or it ("l2") or its signs ("sign") to length 1."""
-    n, d = base.shape
-    out, by_row = torch.empty(n, d, dtype=base.dtype, device=base.device), isinstance(radius, Tensor)
-    step_rows_kernel[(n,)](
-        base, direction, radius if by_row else base, out, d, base.stride(0), direction.stride(0),
-        0.0 if by_row else radius, d**-0.5, HAS_RADIUS=by_row, KIND=STEPS.index(kind), **launch_options(d),
-    )  # fmt: skip
-    return out
-
-
-def scale_gradients(gradients: list[Tensor | None], factor: Tensor) -> None:
-    """gradients <- factor gradients, in place; for 1, the upstream gradient of most losses, without touching them, and
-    without reading it on the host.
-    """
-    factor = factor.to(torch.float32).reshape(1)
-    for gradient in gradients:
-        if gradient is not None:
-            size = gradient.numel()
-            scale_kernel[(triton.cdiv(size, 1024),)](gradient, factor, size, BLOCK=1024)

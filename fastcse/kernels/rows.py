@@ -10,6 +10,7 @@ from torch import Tensor
 from ..pairs import SHORTEST_NORM, Block, Logits, RowChunk
 from ..transforms import get
 from .tile import device_fn
+from .workspace import weight_type
 
 
 @triton.jit
@@ -19,36 +20,40 @@ def load_row(X, row, stride, D, BLOCK_D: tl.constexpr):
 
 
 @triton.jit
-def inverse_norms_kernel(X, SCALE, D, stride, shortest, BLOCK_D: tl.constexpr):
-    """SCALE (N,) <- 1 / |x_i|; 0 for a row shorter than `shortest`."""
-    row = tl.program_id(0)
-    x = load_row(X, row, stride, D, BLOCK_D)
+def norm_of(x):
     # Entries are measured against the largest one, so that their squares stay in range.
     top = tl.max(tl.abs(x), 0)
     safe = tl.where(top > 0, top, 1.0)
-    norm = safe * tl.sqrt(tl.sum((x / safe) * (x / safe), 0))
-    tl.store(SCALE + row, tl.where((top == 0) | (norm < shortest), 0.0, 1.0 / norm))
+    return tl.where(top == 0, 0.0, safe * tl.sqrt(tl.sum((x / safe) * (x / safe), 0)))
+
+
+@triton.jit
+def inverse_norms_kernel(X, SCALE, D, stride, shortest, BLOCK_D: tl.constexpr):
+    """SCALE (N,) <- 1 / |x_i|; 0 for a row shorter than `shortest`."""
+    row = tl.program_id(0)
+    norm = norm_of(load_row(X, row, stride, D, BLOCK_D))
+    tl.store(SCALE + row, tl.where(norm < shortest, 0.0, 1.0 / norm))
 
 
 @triton.jit(do_not_specialize=["N"])
 def open_rows_kernel(
     A, C, A_SCALE, C_SCALE, INDEX, SCALARS, CEILING, OUT, N, D, stride_a, stride_c, margin, offset,
-    F_POSITIVE: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    F_POSITIVE: tl.constexpr, BY_ROW: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """OUT (3, N) <- the positive's similarity, its logit, and max(logit, ceiling) + offset. CEILING (N,)."""
+    """OUT (3, N) <- the positive's similarity, its logit, and max(logit, ceiling) + offset. CEILING is a number, or
+    (N,) BY_ROW."""
     row = tl.program_id(0)
     own = tl.load(INDEX + row)
     product = load_row(A, row, stride_a, D, BLOCK_D) * load_row(C, own, stride_c, D, BLOCK_D)
     s = tl.sum(product, 0) * tl.load(A_SCALE + row) * tl.load(C_SCALE + own)
     x = F_POSITIVE(s, margin) * tl.load(SCALARS)
-    ceiling = tl.load(CEILING + row)
+    ceiling = tl.load(CEILING + row) if BY_ROW else CEILING
     tl.store(OUT + row, s)
     tl.store(OUT + N + row, x)
     tl.store(OUT + 2 * N + row, tl.where(x < ceiling, ceiling, x) + offset)
 
 
-@triton.jit(do_not_specialize=["N"])
+@triton.jit(do_not_specialize=["N"], do_not_specialize_on_alignment=["SUM", "SHIFT", "LOGIT"])
 def close_rows_kernel(SUM, SHIFT, LOGIT, OUT, N, BLOCK: tl.constexpr):
     """OUT (3, N) <- loss log(1 + e^t), share 1 / (1 + e^-t) and 1 / Z, with t = log(Zneg) + shift - logit."""
     offs_n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -66,18 +71,22 @@ def close_rows_kernel(SUM, SHIFT, LOGIT, OUT, N, BLOCK: tl.constexpr):
     tl.store(OUT + 2 * N + offs_n, 1.0 / (total + tl.exp(logit - shift)), mask=inside)
 
 
-@triton.jit(do_not_specialize=["N"])
+@triton.jit(
+    do_not_specialize=["N", "by"],
+    do_not_specialize_on_alignment=["SHARE", "INVERSE", "SIMILARITY", "F_SUM", "A_SCALE", "INDEX"],
+)
 def pull_rows_kernel(
-    SHARE, INVERSE, SIMILARITY, F_SUM, A_SCALE, C_SCALE, INDEX, SCALARS, OUT, N, margin, F_POSITIVE: tl.constexpr,
+    SHARE, INVERSE, SIMILARITY, F_SUM, A_SCALE, C_SCALE, INDEX, SCALARS, OUT, N, margin, by, F_POSITIVE: tl.constexpr,
     DF_POSITIVE: tl.constexpr, HAS_INVERSE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """OUT (3, N) <- factor of the weights' rows, pull at the positive, part of the gradient of 1 / temperature."""
+    """OUT (3, N) <- factor of the weights' rows, pull at the positive, both times `by`, and part of the gradient of
+    1 / temperature."""
     offs_n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = offs_n < N
     s = tl.load(SIMILARITY + offs_n, mask=inside, other=0.0)
     share = tl.load(SHARE + offs_n, mask=inside, other=0.0)
     f_sum = tl.load(F_SUM + offs_n, mask=inside, other=0.0)
-    factor = tl.load(A_SCALE + offs_n, mask=inside, other=0.0) * tl.load(SCALARS)
+    factor = tl.load(A_SCALE + offs_n, mask=inside, other=0.0) * (tl.load(SCALARS) * by)
     column_scale = tl.load(C_SCALE + tl.load(INDEX + offs_n, mask=inside, other=0), mask=inside, other=0.0)
     tl.store(OUT + N + offs_n, share * DF_POSITIVE(s, margin) * factor * column_scale, mask=inside)
     if HAS_INVERSE:
@@ -88,25 +97,35 @@ def pull_rows_kernel(
     tl.store(OUT + 2 * N + offs_n, f_sum - share * F_POSITIVE(s, margin), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pulled"], do_not_specialize_on_alignment=["SCALE", "FACTOR", "PULL", "INDEX"])
 def finish_rows_kernel(
-    G, X, C, SCALE, FACTOR, PULL, INDEX, D, stride_x, stride_c, HAS_FACTOR: tl.constexpr, HAS_PULL: tl.constexpr,
-    HAS_SCALE: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    G, X, C, SCALE, FACTOR, PULL, INDEX, OUT, D, pulled, stride_x, stride_c, HAS_FACTOR: tl.constexpr,
+    HAS_PULL: tl.constexpr, HAS_SCALE: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """G (N, D) float32 <- factor g - pull c_index, less its part along x."""
+    """OUT (N, D) <- factor g - pull c_index, less its part along x; G (N, D) float32, OUT the same or another. Rows
+    from `pulled` on have no pull."""
     row = tl.program_id(0)
     offs_d = tl.arange(0, BLOCK_D)
     g = load_row(G, row, D, D, BLOCK_D)
     if HAS_FACTOR:
         g = g * tl.load(FACTOR + row)
-    if HAS_PULL:
-        g = g - tl.load(PULL + row) * load_row(C, tl.load(INDEX + row), stride_c, D, BLOCK_D)
+    if HAS_PULL:  # noqa: SIM102 - only this one is decided when compiling
+        if row < pulled:
+            g -= tl.load(PULL + row) * load_row(C, tl.load(INDEX + row), stride_c, D, BLOCK_D)
     if HAS_SCALE:
         x = load_row(X, row, stride_x, D, BLOCK_D)
         scale = tl.load(SCALE + row)
         g = g - tl.sum(g * x * scale, 0) * scale * x
-    tl.store(G + row.to(tl.int64) * D + offs_d, g, mask=offs_d < D)
+    tl.store(OUT + row.to(tl.int64) * D + offs_d, g.to(OUT.dtype.element_ty), mask=offs_d < D)
+
+
+@triton.jit(do_not_specialize_on_alignment=["FACTOR"])
+def scale_rows_kernel(X, FACTOR, OUT, D, stride, BLOCK_D: tl.constexpr):
+    """OUT (N, D) <- factor x."""
+    row = tl.program_id(0)
+    offs_d = tl.arange(0, BLOCK_D)
+    x = load_row(X, row, stride, D, BLOCK_D) * tl.load(FACTOR + row)
+    tl.store(OUT + row.to(tl.int64) * D + offs_d, x.to(OUT.dtype.element_ty), mask=offs_d < D)
 
 
 def launch_options(d: int) -> dict:
@@ -128,11 +147,13 @@ def open_rows(
     """(3, R): similarity and logit of each row's positive, and shift = max(logit, ceiling) + offset."""
     n, d = rows.shape
     out = torch.empty(3, n, dtype=torch.float32, device=rows.device)
-    ceiling = ceiling.expand(n).contiguous() if isinstance(ceiling, Tensor) else torch.full_like(out[0], ceiling)
+    by_row = isinstance(ceiling, Tensor)
+    ceiling = ceiling.expand(n).contiguous() if by_row else ceiling
     c = block.rows
     open_rows_kernel[(n,)](
         rows, c, scale, block.scale, index, logits.inv_temperature, ceiling, out, n, d, rows.stride(0), c.stride(0),
-        logits.margin, offset, F_POSITIVE=device_fn(get(logits.transform).f_positive), **launch_options(d),
+        logits.margin, offset, F_POSITIVE=device_fn(get(logits.transform).f_positive), BY_ROW=by_row,
+        **launch_options(d),
     )  # fmt: skip
     return out
 
@@ -145,14 +166,18 @@ def close_rows(chunk: RowChunk) -> Tensor:
     return out
 
 
-def pull_rows(chunk: RowChunk, block: Block, logits: Logits, share: Tensor, inverse: Tensor | None) -> Tensor:
-    """(3, R): factor of the weights' rows, pull at the positive, part of the gradient of 1 / temperature."""
+def pull_rows(
+    chunk: RowChunk, block: Block, logits: Logits, share: Tensor, inverse: Tensor | None, by: float = 1.0
+) -> Tensor:
+    """(3, R): factor of the weights' rows, pull at the positive, both times `by`, and part of the gradient of 1 /
+    temperature."""
     n, transform = chunk.rows.shape[0], get(logits.transform)
     out = torch.empty(3, n, dtype=torch.float32, device=chunk.rows.device)
     pull_rows_kernel[(triton.cdiv(n, 256),)](
         share, share if inverse is None else inverse, chunk.similarity, chunk.f_sum, chunk.scale, block.scale,
-        chunk.positive, logits.inv_temperature, out, n, logits.margin, F_POSITIVE=device_fn(transform.f_positive),
-        DF_POSITIVE=device_fn(transform.df_positive), HAS_INVERSE=inverse is not None, BLOCK=256,
+        chunk.positive, logits.inv_temperature, out, n, logits.margin, by,
+        F_POSITIVE=device_fn(transform.f_positive), DF_POSITIVE=device_fn(transform.df_positive),
+        HAS_INVERSE=inverse is not None, BLOCK=256,
     )  # fmt: skip
     return out
 
@@ -164,31 +189,38 @@ def finish_rows(
     *,
     factor: Tensor | None = None,
     pull: Tensor | None = None,
-    block: Block | None = None,
+    others: Tensor | None = None,
     index: Tensor | None = None,
+    into: Tensor | None = None,
 ) -> None:
-    """out_i <- factor_i out_i - pull_i candidate_{index_i}, less its part along rows_i where `scale` is given. One
-    pass, in place.
+    """into_i <- factor_i out_i - pull_i others_{index_i}, less its part along rows_i where `scale` is given. One pass.
+
+    `out` is float32; `into` is it, if None, or of the type wanted. Rows past the end of `pull` have none.
     """
-    _finish(out, rows, scale, factor, pull, rows if block is None else block.rows, index)
-
-
-def _finish(out: Tensor, rows: Tensor, scale, factor, pull, candidates: Tensor, index) -> None:
     n, d = out.shape
-    absent = out
+    absent, others = out, rows if others is None else others
     finish_rows_kernel[(n,)](
-        out, rows, candidates, absent if scale is None else scale, absent if factor is None else factor,
-        absent if pull is None else pull,
-        absent if index is None else index, d, rows.stride(0), candidates.stride(0), HAS_FACTOR=factor is not None,
+        out, rows, others, absent if scale is None else scale, absent if factor is None else factor,
+        absent if pull is None else pull, absent if index is None else index, out if into is None else into, d,
+        0 if pull is None else pull.shape[0], rows.stride(0), others.stride(0), HAS_FACTOR=factor is not None,
         HAS_PULL=pull is not None, HAS_SCALE=scale is not None, **launch_options(d),
     )  # fmt: skip
+
+
+def scale_rows(rows: Tensor, factor: Tensor) -> Tensor:
+    """rows_i factor_i, in the type that `accumulate_transposed` multiplies with."""
+    n, d = rows.shape
+    out = torch.empty(n, d, dtype=weight_type(rows), device=rows.device)
+    scale_rows_kernel[(n,)](rows, factor, out, d, rows.stride(0), **launch_options(d))
+    return out
 
 
 def scatter_rows(out: Tensor, rows: Tensor, pull: Tensor, index: Tensor, distinct: bool) -> None:
     """out_{index_i} -= pull_i rows_i, in a fixed order. `distinct` says that index_i = i."""
     if distinct:
-        return _finish(out[: rows.shape[0]], rows, None, None, pull, rows, index)
-    add_at(out, index, rows.to(torch.float32) * -pull[:, None])
+        finish_rows(out[: rows.shape[0]], rows, None, pull=pull, index=index)
+    else:
+        add_at(out, index, rows.to(torch.float32) * -pull[:, None])
 
 
 def add_at(out: Tensor, index: Tensor, values: Tensor) -> Tensor:

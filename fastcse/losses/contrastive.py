@@ -190,8 +190,7 @@ def _fused(
     )  # fmt: skip
     # One upstream gradient for all rows, known only as a factor: the gradients can be made on the way.
     if call.reduction != "none" and gradients:
-        total, *by_products = eager.mean(sweep, call.symmetric)
-        loss = total / anchor.shape[0] if call.reduction == "mean" else total
+        loss, *by_products = eager.total(sweep, call.symmetric, call.reduction == "mean")
     else:
         losses, *by_products = eager.rows(sweep, call.symmetric)
         loss = _reduce(losses, call.reduction)

@@ -64,16 +64,18 @@ def close_rows(chunk: RowChunk) -> Tensor:
     return out
 
 
-def pull_rows(chunk: RowChunk, block: Block, logits: Logits, share: Tensor, inverse: Tensor | None) -> Tensor:
-    """(3, R): factor of the weights' rows, pull between a row and its positive, part of the gradient of 1 /
-    temperature.
+def pull_rows(
+    chunk: RowChunk, block: Block, logits: Logits, share: Tensor, inverse: Tensor | None, by: float = 1.0
+) -> Tensor:
+    """(3, R): factor of the weights' rows, pull between a row and its positive, both times `by`, and part of the
+    gradient of 1 / temperature.
     """
     n = chunk.rows.shape[0]
     out = torch.empty(3, n, dtype=torch.float32)
     _C.pull_rows(
         logits.transform, share.data_ptr(), address(inverse), chunk.similarity.data_ptr(), chunk.f_sum.data_ptr(),
-        chunk.scale.data_ptr(), block.scale.data_ptr(), chunk.positive.data_ptr(), n, inv_temperature(logits),
-        logits.margin, out.data_ptr(),
+        chunk.scale.data_ptr(), block.scale.data_ptr(), chunk.positive.data_ptr(), n,
+        inv_temperature(logits) * by, logits.margin, out.data_ptr(),
     )  # fmt: skip
     return out
 
@@ -95,18 +97,25 @@ def finish_rows(
     *,
     factor: Tensor | None = None,
     pull: Tensor | None = None,
-    block: Block | None = None,
+    others: Tensor | None = None,
     index: Tensor | None = None,
+    into: Tensor | None = None,
 ) -> None:
-    """out_i <- factor_i out_i - pull_i candidate_{index_i}, less its part along rows_i where `scale` is given. One
-    pass, in place.
+    """into_i <- factor_i out_i - pull_i others_{index_i}, less its part along rows_i where `scale` is given. One pass.
+
+    `out` is float32, and changed; `into` is it, if None, or of the type wanted. Rows past the end of `pull` have none.
     """
-    c = block.rows if block is not None else None
-    _C.finish_rows(
-        out.data_ptr(), *out.shape, address(factor), address(pull), address(c),
-        _stride(c) if c is not None else 0, address(index),
-        rows.data_ptr(), _stride(rows), address(scale), torch.get_num_threads(),
-    )  # fmt: skip
+    pulled = out.shape[0] if pull is None else pull.shape[0]
+    for first, last, i in ((0, pulled, index), (pulled, out.shape[0], None)):
+        if first == last:
+            continue
+        _C.finish_rows(
+            out[first:].data_ptr(), last - first, out.shape[1], address(factor, first), address(pull), address(others),
+            0 if others is None else _stride(others), address(i), rows[first:].data_ptr(), _stride(rows),
+            address(scale, first), torch.get_num_threads(),
+        )  # fmt: skip
+    if into is not None and into.data_ptr() != out.data_ptr():
+        into.copy_(out)
 
 
 def scatter_rows(out: Tensor, rows: Tensor, pull: Tensor, index: Tensor, distinct: bool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.library import custom_op
@@ -25,7 +27,8 @@ def adversarial_op(
         x, [anchor], [None], [None], [0.0], index, None, inv_temperature, temperature, transform, 0.0, True, [False],
         False, None, backend,
     )  # fmt: skip
-    _, gradients = one_sweep.mean_with_gradient(problem(call))
+    # A direction rounded to half precision would be rounded twice in what is moved.
+    _, gradients = one_sweep.mean_with_gradient(replace(problem(call), dtype=torch.float32), 1.0)
     # The direction of the mean's gradient is that of the sum's.
     radius = step / anchor.shape[0] if mode == "raw" else step * _lengths(b.inverse_norms(start))
     out = b.step_rows(x, gradients.anchor, radius, mode).to(positive.dtype)

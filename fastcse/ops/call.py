@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..engine.problem import Gradients, Problem
+from ..engine.gradients import Gradients
+from ..engine.problem import Problem
 from ..pairs import Block, Logits
 from .dispatch import launchers, record
 
@@ -75,7 +76,7 @@ def problem(call: Sweep) -> Problem:
     known = None if call.inv_temperature is not None else 1.0 / call.temperature
     inv = torch.full((), known, **new) if known is not None else call.inv_temperature.detach().to(torch.float32)
     return Problem(
-        anchor, scale, [_block(call, k, b) for k in range(len(call.rows))], positive.contiguous(),
+        anchor, call.anchor.dtype, scale, [_block(call, k, b) for k in range(len(call.rows))], positive.contiguous(),
         call.positive is None, _contiguous(call.anchor_id), Logits(call.transform, call.margin, inv, known),
         call.normalize, call.max_workspace_bytes, call.want_stats, b,
     )  # fmt: skip
@@ -109,10 +110,9 @@ def stats_of(p: Problem) -> list[Tensor]:
     return [torch.cat([part[name] for part in p.stats]) for name in STATS] if p.want_stats else []
 
 
-def gradients_of(g: Gradients, dtype: torch.dtype) -> list[Tensor]:
-    """[danchor, dinv_temperature, *drows] in the type of the inputs; empty for a block without gradient."""
-    blocks = [g.anchor.new_empty(0, dtype=dtype) if dc is None else dc.to(dtype) for dc in g.blocks]
-    return [g.anchor.to(dtype), g.inv_temperature, *blocks]
+def gradients_of(g: Gradients) -> list[Tensor]:
+    """[danchor, dinv_temperature, *drows]; empty for a block without gradient, and for a temperature that is given."""
+    return [g.anchor, g.inv_temperature, *[g.anchor.new_empty(0) if dc is None else dc for dc in g.blocks]]
 
 
 def fake_stats(call: Sweep) -> list[Tensor]:
@@ -126,7 +126,8 @@ def fake_stats(call: Sweep) -> list[Tensor]:
 def fake_gradients(call: Sweep) -> list[Tensor]:
     """Shapes of `gradients_of`."""
     drows = [x.new_empty(x.shape if needed else 0) for x, needed in zip(call.rows, call.needs_grad)]
-    return [call.anchor.new_empty(call.anchor.shape), call.anchor.new_empty((), dtype=torch.float32), *drows]
+    dinv = call.anchor.new_empty(0 if call.inv_temperature is None else (), dtype=torch.float32)
+    return [call.anchor.new_empty(call.anchor.shape), dinv, *drows]
 
 
 def refuse_twice(ctx, *grads):

@@ -88,9 +88,9 @@ def assign(
 
     Numerics:
         By "cpp" what may be nearest is scored again from the rows in float32; "triton" ranks by its float32 (or TF32)
-        products, with centroids in the dtype of the points, and then takes values from the rows. A row shorter than
-        1e-8 has cosine 0. A point that is not finite has index -1 and value NaN; a centroid that is not finite is never
-        found. Same input, same bits.
+        products, float32 centroids beside half-precision points going in as parts that keep their digits, and then
+        takes values from the rows. A row shorter than 1e-8 has cosine 0. A point that is not finite has index -1 and
+        value NaN; a centroid that is not finite is never found. Same input, same bits.
 
     Example:
         >>> assign(torch.tensor([[3.0, 0.1], [0.0, 2.0]]), torch.eye(2), second=True).index

@@ -25,12 +25,14 @@ SAVED = 6
 
 
 def mean_forward(*arguments) -> list[Tensor]:
-    """Sum of the row losses with its gradients already made: [sum, *stats, danchor, dinv_temperature, *drows]."""
-    *call, symmetric = arguments
-    call = Sweep(*call)
-    p = problem(call)
-    losses, g = two_pass.mean_with_gradient(p) if symmetric else one_sweep.mean_with_gradient(p)
-    return [losses.sum(), *stats_of(p), *gradients_of(g, call.anchor.dtype)]
+    """Sum or mean of the row losses with its gradients already made: [value, *stats, danchor, dinv_temperature,
+    *drows]."""
+    *call, symmetric, mean = arguments
+    p = problem(Sweep(*call))
+    # Not an argument of the op: as a number it would make the size of a batch a constant of compiled code.
+    factor = 1.0 / p.anchor.shape[0] if mean else 1.0
+    losses, g = (two_pass if symmetric else one_sweep).mean_with_gradient(p, factor)
+    return [losses.mean() if mean else losses.sum(), *stats_of(p), *gradients_of(g)]
 
 
 def rows_forward(*arguments) -> list[Tensor]:
@@ -47,7 +49,7 @@ def rows_backward(upstream: Tensor, saved: list[Tensor], *arguments) -> list[Ten
     """[danchor, dinv_temperature, *drows] for an upstream gradient of every row (N,)."""
     call = Sweep(*arguments)._replace(want_stats=False)
     g = two_pass.row_gradients(problem(call), two_pass.RowLosses(*saved), upstream)
-    return gradients_of(g, call.anchor.dtype)
+    return gradients_of(g)
 
 
 def scale_forward(upstream: Tensor, gradients: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
@@ -62,7 +64,7 @@ def _op(name: str, fn, arguments: str):
     return custom_op(f"fastcse::{name}", fn, mutates_args=(), schema=f"({arguments}) -> Tensor[]")
 
 
-contrastive_mean = _op("contrastive_mean", mean_forward, f"{SCHEMA}, bool symmetric")
+contrastive_mean = _op("contrastive_mean", mean_forward, f"{SCHEMA}, bool symmetric, bool mean")
 contrastive_rows = _op("contrastive_rows", rows_forward, f"{SCHEMA}, bool symmetric")
 contrastive_rows_backward = _op(
     "contrastive_rows_backward", rows_backward, f"Tensor upstream, Tensor[] saved, {SCHEMA}"
@@ -125,9 +127,9 @@ def _mean_setup(ctx, inputs, output) -> None:
 
 def _mean_backward(ctx, grads):
     if grads[0] is None:
-        return (None,) * (ARGUMENTS + 1)
+        return (None,) * (ARGUMENTS + 2)
     call, gradients = _restore(ctx)
-    return (*call.gradients_for(scale_gradients(grads[0], gradients, [call.anchor, *call.rows])), None)
+    return (*call.gradients_for(scale_gradients(grads[0], gradients, [call.anchor, *call.rows])), None, None)
 
 
 def _rows_setup(ctx, inputs, output) -> None:

@@ -20,6 +20,7 @@ from .contrastive import (
     rows_backward,
     rows_forward,
 )
+from .dispatch import launchers
 
 
 class _Once(torch.autograd.Function):
@@ -42,14 +43,14 @@ def first_derivatives(made: list[Tensor], inputs: tuple[Tensor, ...], needed: li
 
 class _Mean(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, call: Sweep, symmetric, anchor, inv_temperature, *rows):
-        total, *rest = mean_forward(*call, symmetric)
+    def forward(ctx, call: Sweep, options, anchor, inv_temperature, *rows):
+        value, *rest = mean_forward(*call, *options)
         stats, ctx.made = rest[: call.stats], rest[call.stats :]
         # Rows go through save_for_backward, so that a change in place before backward is noticed.
         ctx.save_for_backward(anchor, *rows)
-        ctx.call, ctx.symmetric = call._replace(anchor=None, rows=None, want_stats=False), symmetric
+        ctx.call, ctx.options = call._replace(anchor=None, rows=None, want_stats=False), options
         ctx.mark_non_differentiable(*stats)
-        return (total, *stats)
+        return (value, *stats)
 
     @staticmethod
     def backward(ctx, upstream, *_):
@@ -57,10 +58,9 @@ class _Mean(torch.autograd.Function):
         needed = [True, ctx.call.inv_temperature is not None, *ctx.call.needs_grad]
         with torch.no_grad():
             if made is None:  # a second time through a graph that was retained: the first took them
-                made = mean_forward(*ctx.call._replace(anchor=inputs[0], rows=list(inputs[1:])), ctx.symmetric)[1:]
+                made = mean_forward(*ctx.call._replace(anchor=inputs[0], rows=list(inputs[1:])), *ctx.options)[1:]
             # In place: copies of both gradients would be the largest memory of all.
-            for gradient in made:
-                gradient.mul_(upstream)
+            launchers(ctx.call.backend).scale_gradients([g for g, w in zip(made, needed) if w], upstream)
         return (None, None, *first_derivatives(made, inputs, needed))
 
 
@@ -90,11 +90,11 @@ def traced(anchor: Tensor) -> bool:
     return torch.compiler.is_compiling() or type(anchor) not in (Tensor, torch.nn.Parameter)
 
 
-def mean(call: Sweep, symmetric: bool) -> Sequence[Tensor]:
-    """[sum of the row losses, *stats], differentiable."""
+def total(call: Sweep, symmetric: bool, mean: bool) -> Sequence[Tensor]:
+    """[mean or sum of the row losses, *stats], differentiable."""
     if traced(call.anchor):
-        return contrastive_mean(*call, symmetric)[: 1 + call.stats]
-    return _Mean.apply(call, symmetric, call.anchor, call.inv_temperature, *call.rows)
+        return contrastive_mean(*call, symmetric, mean)[: 1 + call.stats]
+    return _Mean.apply(call, (symmetric, mean), call.anchor, call.inv_temperature, *call.rows)
 
 
 def rows(call: Sweep, symmetric: bool) -> Sequence[Tensor]:

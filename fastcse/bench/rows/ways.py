@@ -76,14 +76,15 @@ def _normalize(problem: RowsProblem, b: ModuleType, x: Tensor, gradient: Tensor)
     # the factor is 1: the work is the same, and so is what each further call writes.
     held = gradient.float() * b.inverse_norms(b.prepare(x))[:, None]
     factor = torch.ones(problem.n, device=x.device)
+    into = held if x.dtype == held.dtype else torch.empty_like(x)
 
     def run() -> Outcome:
         rows = b.prepare(x)
         scale = b.inverse_norms(rows)
         if problem.mode == "forward":
             return Outcome(scale)
-        b.finish_rows(held, rows, scale, factor=factor)
-        return Outcome(scale, (held.to(x.dtype),))
+        b.finish_rows(held, rows, scale, factor=factor, into=into)
+        return Outcome(scale, (into,))
 
     return run
 
