@@ -11,8 +11,8 @@ from torch import nn
 
 import fastcse
 from fastcse.integrations.sentence_transformers import FusedContrastiveLoss, two_views
-from fastcse.training import heads
-from fastcse.training.heads import (
+from fastcse.training.recipes import heads
+from fastcse.training.recipes.heads import (
     IntermediateLayers,
     TrainingHead,
     append_head,

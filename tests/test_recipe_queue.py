@@ -11,8 +11,8 @@ from tiny_encoder import sentences, write_tiny_encoder
 from torch import nn
 
 from fastcse import NegativeQueue, infonce_loss
-from fastcse.training import momentum
-from fastcse.training.momentum import MomentumEncoder
+from fastcse.training.recipes import momentum
+from fastcse.training.recipes.momentum import MomentumEncoder
 
 
 def listed(queue):

@@ -8,11 +8,11 @@ from typer.testing import CliRunner
 
 from fastcse.cli import app
 from fastcse.evaluation.files import InputError
-from fastcse.training import recipe as recipe_module
 from fastcse.training.objectives import OBJECTIVES
 from fastcse.training.options import TrainOptions
-from fastcse.training.recipe_objectives import RECIPE_OBJECTIVES
 from fastcse.training.recipes import RECIPES, get_recipe
+from fastcse.training.recipes import recipe as recipe_module
+from fastcse.training.recipes.objectives import RECIPE_OBJECTIVES
 
 NAMES = [
     "simcse-unsup", "simcse-sup", "focal", "hsimcse", "clusterns", "cards", "sncse", "diffcse", "sscl", "adapacse",

@@ -8,8 +8,8 @@ import pytest
 from datasets import Dataset
 
 from fastcse.evaluation.files import InputError
-from fastcse.training import views
-from fastcse.training.views import apply_view, negate, switch_case, with_negations, with_switched_case
+from fastcse.training.recipes import views
+from fastcse.training.recipes.views import apply_view, negate, switch_case, with_negations, with_switched_case
 
 TEXT = "The quick brown fox jumps over the lazy dog, and nobody saw it happen in Berlin"
 
@@ -51,7 +51,7 @@ def test_it_is_a_function_of_text_seed_epoch_and_index():
     made = [switch_case(TEXT, rate=0.5, **a) for a in arguments]
     assert len(set(made)) == 4
     assert made == [switch_case(TEXT, rate=0.5, **a) for a in arguments]
-    code = f"from fastcse.training.views import switch_case; print(switch_case({TEXT!r}, rate=0.5, seed=1))"
+    code = f"from fastcse.training.recipes.views import switch_case; print(switch_case({TEXT!r}, rate=0.5, seed=1))"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert other.rstrip("\n") == made[0]
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from .console import Json, one_sentence_errors, show
 
 if TYPE_CHECKING:
-    from ..training.recipe import Recipe
+    from ..training.recipes.recipe import Recipe
 
 
 @one_sentence_errors

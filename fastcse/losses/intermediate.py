@@ -55,7 +55,7 @@ def sscl_loss(
         anchor:     (N, parts D) float16 | bfloat16 | float32 | float64. Read only, any strides.
         candidate:  (M, parts D) same dtype and device.
         positive:   (N,) int64, each in [0, M): the column of each anchor's positive. None: column i for anchor i.
-        parts:      embeddings in a row; `fastcse.training.heads.IntermediateLayers` makes such rows.
+        parts:      embeddings in a row; `fastcse.training.recipes.heads.IntermediateLayers` makes such rows.
         negatives:  (M', parts D) or (M', D) rows, a `CandidateBlock` or a list of them: of wider rows the final part is
                     a negative in both losses, and the others in the extended one.
         all_anchor: (A, parts D) where `anchor` is only a part of the batch, as one rank's: all of it.

@@ -8,7 +8,7 @@ from ..losses.focal import focal_infonce_loss
 from ..losses.hsimcse import hsimcse_loss
 from ..losses.infonce import infonce_loss
 from .objective import Objective
-from .recipe_objectives import RECIPE_OBJECTIVES
+from .recipes.objectives import RECIPE_OBJECTIVES
 
 SIMCSE = """
 @inproceedings{gao2021simcse,

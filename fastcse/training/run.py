@@ -24,12 +24,12 @@ from .data import check_fills_a_batch, read_corpus, read_pairs
 from .encoders import has_dropout, load_encoder
 from .figure import FIGURE_FILE, draw
 from .hard_negatives import add_hard_negatives
-from .heads import strip_training_layers
 from .log import JsonLog
 from .objectives import get_objective
 from .options import TrainOptions
 from .processes import Processes, failures_named
-from .queue import KeyQueue
+from .recipes.heads import strip_training_layers
+from .recipes.queue import KeyQueue
 from .report import DEV_KEY, TrainReport, make_report
 from .surroundings import seen, surround
 from .trainer import make_trainer

@@ -8,10 +8,10 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
 from ..evaluation.files import InputError
-from .heads import append_head, append_intermediate_layers
 from .objectives import get_objective
+from .recipes.heads import append_head, append_intermediate_layers
+from .recipes.views import apply_view
 from .surrounding_options import NONE
-from .views import apply_view
 
 if TYPE_CHECKING:
     from .options import TrainOptions

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from datasets import Dataset
 
-from ..evaluation.files import InputError
-from .surrounding_options import VIEWS
+from ...evaluation.files import InputError
+from ..surrounding_options import VIEWS
 
 COLUMNS = ("anchor", "positive", "negative")
 

@@ -9,12 +9,12 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.losses.gradcache import _create_minibatch, _minibatch_ranges
 from torch import Tensor
 
-from ..distributed import Exchange
-from ..losses.contrastive import CandidateBlock
-from ..modules.queue import NegativeQueue
-from .kept_state import KeptState
+from ...distributed import Exchange
+from ...losses.contrastive import CandidateBlock
+from ...modules.queue import NegativeQueue
+from ..kept_state import KeptState
+from ..processes import Processes
 from .momentum import MomentumEncoder
-from .processes import Processes
 
 
 class KeyQueue(KeptState):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ..losses.angular import angular_infonce_loss
-from ..losses.intermediate import sscl_loss
-from ..losses.soft_negative import soft_negative_loss
-from .objective import Objective
+from ...losses.angular import angular_infonce_loss
+from ...losses.intermediate import sscl_loss
+from ...losses.soft_negative import soft_negative_loss
+from ..objective import Objective
 
 KDMCSE = """
 @misc{nguyen2024kdmcse,
