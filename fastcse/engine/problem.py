@@ -51,6 +51,22 @@ class Problem:
     def everything(self) -> slice:
         return slice(0, self.anchor.shape[0])
 
+    @property
+    def paired(self) -> bool:
+        """Whether anchor i's positive is column i and there are no other columns: rows and columns are one then."""
+        return self.distinct and self.anchor.shape[0] == self.blocks[0].rows.shape[0]
+
+    def of_positives(self, by_column: Tensor) -> Tensor:
+        """(N,) what stands at each anchor's positive in (M,)."""
+        return by_column if self.paired else by_column[self.positive]
+
+    def at_positives(self, by_row: Tensor) -> Tensor:
+        """(M,) sums over the anchors whose positive is j of (N,)."""
+        if self.paired:
+            return by_row
+        zeros = by_row.new_zeros(self.blocks[0].rows.shape[0])
+        return self.launchers.add_at(zeros, self.positive, by_row)
+
     def chunks(self, size: int) -> Iterator[slice]:
         """Slices of anchor rows."""
         n = self.anchor.shape[0]

@@ -97,7 +97,10 @@ def _exact_shifts(p: Problem, opened: Tensor) -> tuple[Tensor, Tensor] | None:
 def _static_column_shift(p: Problem, x_positive: Tensor) -> Tensor:
     """(M,) d_j: the largest logit among the anchors whose positive is j, or what the bound asks for."""
     m = p.blocks[0].rows.shape[0]
-    floor = torch.as_tensor(p.largest_possible() - HEADROOM, dtype=torch.float32, device=x_positive.device)
+    floor = p.largest_possible() - HEADROOM
+    if p.paired and not isinstance(floor, Tensor):
+        return x_positive.clamp_min(floor) + OFF_POWERS_OF_TWO
+    floor = torch.as_tensor(floor, dtype=torch.float32, device=x_positive.device)
     return floor.amax().expand(m).scatter_reduce(0, p.positive, x_positive, "amax") + OFF_POWERS_OF_TWO
 
 
@@ -109,11 +112,14 @@ def _new_columns(p: Problem, x_positive: Tensor, exact: tuple[Tensor, Tensor] | 
 
 def _column_losses(p: Problem, columns: Columns, x_positive: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(N,) loss of each anchor's positive among all anchors; (M,) shift and inverse of each column's sum."""
-    e = torch.exp(x_positive - columns.shift[p.positive])  # (N,)
-    together = p.launchers.add_at(torch.zeros_like(columns.sum), p.positive, e)  # (M,)
-    # Other anchors may have the same positive. Where none has, the difference is exactly 0 and nothing cancels.
-    others = columns.sum[p.positive] + (together[p.positive] - e)
-    loss = softplus(others.log() + (columns.shift[p.positive] - x_positive))
+    shift = p.of_positives(columns.shift)
+    e = torch.exp(x_positive - shift)  # (N,)
+    together = p.at_positives(e)  # (M,)
+    others = p.of_positives(columns.sum)
+    if not p.paired:
+        # Other anchors may have the same positive. Where none has, the difference is exactly 0 and nothing cancels.
+        others = others + (p.of_positives(together) - e)
+    loss = softplus(others.log() + (shift - x_positive))
     z = columns.sum + together
     # A column that no anchor may see is nobody's positive: it has no loss, and carries no gradient.
     return loss, columns.shift, torch.where(z > 0, 1 / z, 0.0)
@@ -127,10 +133,11 @@ def row_gradients(p: Problem, saved: RowLosses, upstream: Tensor, space=None) ->
     share = upstream * -torch.expm1(-saved.row)
     columns = None
     if saved.symmetric:
-        height = p.launchers.add_at(torch.zeros_like(saved.column_shift), p.positive, upstream)  # (M,) H_j
+        height = p.at_positives(upstream)  # (M,) H_j
         columns = Columns(saved.column_shift, weight=height * saved.column_inverse)
-        p_column = torch.exp(-saved.column)
-        share = share - upstream * torch.expm1(-saved.column) - (height[p.positive] - upstream) * p_column
+        share = share - upstream * torch.expm1(-saved.column)
+        if not p.paired:
+            share = share - (p.of_positives(height) - upstream) * torch.exp(-saved.column)
     weight = upstream * saved.inverse
     ready, size = space is not None, p.anchor.shape[0]
     if not ready:

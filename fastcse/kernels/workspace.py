@@ -11,6 +11,9 @@ from .configs import INTERPRETED, LARGEST_TILE
 
 DEFAULT_WORKSPACE = 4 << 30
 TILE_ROWS = 128
+# Output tiles of the (rows, D) product for every multiprocessor. With one, a first run on a GPU spent more on launches,
+# and on reading and writing the candidates' float32 gradient for every chunk, than three times the workspace is worth.
+WAVES = 3
 
 
 class Workspace:
@@ -35,8 +38,8 @@ def weight_type(rows: Tensor) -> torch.dtype:
 
 
 def plan_rows(n: int, blocks: list[Block], keep: bool, max_workspace_bytes: int | None) -> int:
-    """Rows of a chunk: one output tile of the (rows, D) gradient product on every multiprocessor, within the
-    workspace.
+    """Rows of a chunk: a few output tiles of the (rows, D) gradient product for every multiprocessor, as many as fit
+    into the workspace.
     """
     device = blocks[0].rows.device
     if device.type != "cuda":
@@ -47,7 +50,9 @@ def plan_rows(n: int, blocks: list[Block], keep: bool, max_workspace_bytes: int 
     # By-products alone take up to a byte a pair, sums of a part's columns.
     width = sum(b.rows.shape[0] * (weight_type(b.rows).itemsize if keep else 1) for b in blocks)
     fitting = (max_workspace_bytes or DEFAULT_WORKSPACE) // width // TILE_ROWS * TILE_ROWS
-    return min(n, max(TILE_ROWS, min(rows if keep else 4 * rows, fitting)))
+    # Whole waves, where one fits at all: a part of one leaves multiprocessors without a tile.
+    waves = max(1, min(WAVES if keep else 4, fitting // rows))
+    return min(n, max(TILE_ROWS, min(waves * rows, fitting)))
 
 
 def keeps_products(n: int, blocks: list[Block], max_workspace_bytes: int | None) -> bool:

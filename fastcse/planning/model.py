@@ -21,7 +21,7 @@ from .hardware import HOST_LINK
 from .request import Run
 
 # fastcse/kernels/workspace.py and fastcse/native/chunk.py; a test holds them together.
-TILE_ROWS, TILE_WIDTH, LARGEST_TILE = 128, 256, 256
+TILE_ROWS, TILE_WIDTH, LARGEST_TILE, WAVES = 128, 256, 256, 3
 LEAST_CPU_ROWS, MOST_CPU_ROWS, CPU_WORKSPACE = 128, 1024, 32 << 20
 GRADIENT = 4  # bytes: gradients of embeddings are float32
 ID_BYTES = 8  # of a row of the corpus
@@ -76,8 +76,8 @@ def workspace(run: Run) -> tuple[int, int]:
     """Rows of a chunk of anchors, and bytes of its gradient weights, as the backends choose them.
 
     Example:
-        >>> workspace(Run(batch=65536, dim=768))        # one output tile for each of 132 multiprocessors
-        (5632, 738197504)
+        >>> workspace(Run(batch=65536, dim=768))        # three output tiles for each of 132 multiprocessors
+        (16896, 2214592512)
     """
     columns = run.chunk if run.travels else run.candidates
     sms, limit = run.hardware.processors, run.workspace
@@ -85,9 +85,9 @@ def workspace(run: Run) -> tuple[int, int]:
         fitting = int(limit or CPU_WORKSPACE) // (4 * columns)
         rows = min(run.local, max(LEAST_CPU_ROWS, min(MOST_CPU_ROWS, fitting)))
         return rows, rows * columns * 4
-    wanted = filling_rows(run)
+    wave = filling_rows(run)
     fitting = int(limit or 4 << 30) // (columns * run.item) // TILE_ROWS * TILE_ROWS
-    rows = min(run.local, max(TILE_ROWS, min(wanted, fitting)))
+    rows = min(run.local, max(TILE_ROWS, min(max(1, min(WAVES, fitting // wave)) * wave, fitting)))
     return rows, _whole_tiles(rows) * _whole_tiles(columns) * run.item
 
 
@@ -101,19 +101,23 @@ def _whole_tiles(size: int) -> int:
 
 
 def memory(run: Run) -> list[Held]:
-    """What one GPU holds. The copy of a gradient in 16 bits takes the place that the workspace has left."""
+    """What one GPU holds. The copy of a gradient in 16 bits takes the place that the workspace has left; the anchors'
+    gradient is in 16 bits from the start, unless candidates travel."""
     row, gradient = run.dim * run.item, run.dim * GRADIENT
     centroids = run.candidates - run.batch * (1 + run.negatives)
     columns = centroids + (run.own if run.travels else run.returned if run.gpus > 1 else run.own)
-    copies = (run.local + columns) * row if run.half else 0.0
+    anchors = run.local * (row if run.half and not run.travels else gradient)
+    copies = (columns + (run.local if run.travels else 0)) * row if run.half else 0.0
+    rows, weights = workspace(run)
+    scratch = rows * gradient if run.half and not run.travels else 0.0
     activations = run.encoded_at_once * run.encoder.activation_bytes(run.max_length, run.half)
     held = [
         Held("weights, gradients, AdamW", run.encoder.state_bytes(run.half), ALWAYS),
         Held("embeddings of the local batch", run.local * run.texts * row, ALWAYS),
         Held("activations of a mini-batch", activations, IN_ENCODER),
         Held("embedding gradients kept for it", run.local * run.texts * row, IN_ENCODER),
-        Held("gradients of the loss, float32", (run.local + columns) * gradient, IN_LOSS),
-        Held("loss workspace", max(workspace(run)[1], copies), IN_LOSS),
+        Held("gradients of the loss", anchors + columns * gradient, IN_LOSS),
+        Held("loss workspace", max(weights + scratch, copies), IN_LOSS),
     ]
     if run.travels:
         held.append(Held("two chunks on the way, and their gradients", 2 * run.chunk * (row + gradient), IN_LOSS))
