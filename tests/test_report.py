@@ -241,3 +241,12 @@ def test_a_readme_without_markers_is_left_alone(root):
     with pytest.raises(Unreadable, match="has no <!-- results -->"):
         report.make_report(root)
     assert (root / "README.md").read_text() == "# no markers\n"
+
+
+def test_runs_of_other_sizes_are_named_by_their_steps_in_the_order_of_their_size():
+    from benchmarks.report.sts import in_order, shown
+
+    runs = [f"focal --batch-size {size} --max-steps {steps} --eval-steps 1" for size, steps in ((8192, 1), (64, 128))]
+    assert [shown(run) for run in runs] == ["focal, 1 step of 8,192", "focal, 128 steps of 64"]
+    assert sorted([*runs, "infonce", "focal"], key=in_order) == ["focal", runs[1], runs[0], "infonce"]
+    assert shown("hsimcse --margin 0.2") == "hsimcse --margin 0.2"

@@ -15,12 +15,12 @@ def sts_table(report: dict | None) -> str:
     if report is None:
         return "STS after training: not measured (`python -m benchmarks.sts`)."
     rows, more = [], sorted({name for run in report["runs"] for name in run.get("more", {})})
-    for name in sorted({run["objective"] for run in report["runs"]}):
+    for name in sorted({run["objective"] for run in report["runs"]}, key=in_order):
         runs = [run for run in report["runs"] if run["objective"] == name]
         cells = [spread([run[key] for run in runs], digits) for key, (_, digits) in COLUMNS.items()]
         rows.append(
             [
-                name,
+                shown(name),
                 ", ".join(map(str, sorted(run["seed"] for run in runs))),
                 *cells,
                 *(_further(runs, one) for one in more),
@@ -28,6 +28,22 @@ def sts_table(report: dict | None) -> str:
         )
     head = ["objective", "seeds", *(label for label, _ in COLUMNS.values()), *map(_label, more)]
     return f"{report['what']} `{report['command']}`.\n\n" + table(head, rows, left=2)
+
+
+def in_order(objective: str) -> tuple[str, int]:
+    """By name, then by the size of a step."""
+    name, *options = objective.split()
+    return name, int(dict(zip(options[::2], options[1::2])).get("--batch-size", 0))
+
+
+def shown(objective: str) -> str:
+    """An objective as it is named in tables and figures: of its options the steps and their size."""
+    name, *options = objective.split()
+    given = dict(zip(options[::2], options[1::2]))
+    size, steps = (given.get(f"--{key}") for key in ("batch-size", "max-steps"))
+    if not (size and steps):
+        return objective
+    return f"{name}, {int(steps):,} step{'s' if steps != '1' else ''} of {int(size):,}"
 
 
 def _label(name: str) -> str:
