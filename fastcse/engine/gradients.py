@@ -73,5 +73,7 @@ class Gradients:
                 own = {"pull": pull, "others": p.anchor, "index": p.positive}
             elif k == 0:
                 p.launchers.scatter_rows(dc, p.anchor, pull, p.positive, False)
+            if not (own or p.normalize or p.dtype != dc.dtype):
+                continue
             self.blocks[k] = into = dc if p.dtype == dc.dtype else torch.empty_like(dc, dtype=p.dtype)
             p.launchers.finish_rows(dc, block.rows, block.scale if p.normalize else None, **own, into=into)

@@ -21,6 +21,7 @@ def load_row(X, row, stride, D, BLOCK_D: tl.constexpr):
 
 @triton.jit
 def norm_of(x):
+    """|x|; 0 for zeros only."""
     # Entries are measured against the largest one, so that their squares stay in range.
     top = tl.max(tl.abs(x), 0)
     safe = tl.where(top > 0, top, 1.0)

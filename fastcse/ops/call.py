@@ -63,6 +63,12 @@ class Sweep(NamedTuple):
         return made[0], drows, *no_lists, None, None, None, dinv, *[None] * 8
 
 
+def mean_fits(rows: Tensor) -> bool:
+    """Whether gradients may be made of a mean. Of a large batch float16 cannot hold them, and a loss scale, which comes
+    with the upstream gradient, is too late: they are made of the sum then, and divided with it."""
+    return rows.dtype != torch.float16
+
+
 def problem(call: Sweep) -> Problem:
     """Prepares the operands for the backend."""
     b = launchers(call.backend)

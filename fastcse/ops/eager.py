@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .call import Sweep, refuse_twice
+from .call import Sweep, mean_fits, refuse_twice
 from .contrastive import (
     SAVED,
     contrastive_mean,
@@ -92,9 +92,12 @@ def traced(anchor: Tensor) -> bool:
 
 def total(call: Sweep, symmetric: bool, mean: bool) -> Sequence[Tensor]:
     """[mean or sum of the row losses, *stats], differentiable."""
+    inside = mean and mean_fits(call.anchor)
     if traced(call.anchor):
-        return contrastive_mean(*call, symmetric, mean)[: 1 + call.stats]
-    return _Mean.apply(call, (symmetric, mean), call.anchor, call.inv_temperature, *call.rows)
+        value, *stats = contrastive_mean(*call, symmetric, inside)[: 1 + call.stats]
+    else:
+        value, *stats = _Mean.apply(call, (symmetric, inside), call.anchor, call.inv_temperature, *call.rows)
+    return [value / call.anchor.shape[0] if mean and not inside else value, *stats]
 
 
 def rows(call: Sweep, symmetric: bool) -> Sequence[Tensor]:

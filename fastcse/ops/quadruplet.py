@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from ..pairs import Quadruplets, Slope
-from .call import refuse_twice, save_nothing
+from .call import mean_fits, refuse_twice, save_nothing
 from .contrastive import scale_gradients
 from .dispatch import launchers, record
 from .eager import first_derivatives, traced
@@ -195,11 +195,13 @@ class _Rows(torch.autograd.Function):
 
 def total(call: QuadrupletCall, weight: float, mean: bool) -> tuple[Tensor, Tensor, Tensor]:
     """weight times the sum or mean of the losses, differentiable, the (N,) losses, and the (3, N) similarities."""
-    wanted = [x.requires_grad for x in call.rows]
+    wanted, inside = [x.requires_grad for x in call.rows], mean and mean_fits(call.anchor)
     if traced(call.anchor):
-        value, loss, similarity, *_ = quadruplet_mean(*call, weight, mean, wanted)
-        return value, loss.detach(), similarity.detach()
-    return _Mean.apply(call, weight, mean, wanted, *call.rows)
+        value, loss, similarity, *_ = quadruplet_mean(*call, weight, inside, wanted)
+        loss, similarity = loss.detach(), similarity.detach()
+    else:
+        value, loss, similarity = _Mean.apply(call, weight, inside, wanted, *call.rows)
+    return value / call.anchor.shape[0] if mean and not inside else value, loss, similarity
 
 
 def rows(call: QuadrupletCall) -> tuple[Tensor, Tensor]:
