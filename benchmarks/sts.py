@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 from fastcse.bench.machine import machine
-from fastcse.evaluation.files import read_lines
+from fastcse.files import read_lines
 
 # The setting of the SimCSE papers, shortened: 100 steps of 64 sentences.
 TRAIN = (

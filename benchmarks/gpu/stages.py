@@ -37,7 +37,7 @@ def steps(output: Path, device: str, dry: bool) -> list[Step]:
 def _tests(output: Path, dry: bool) -> list[Step]:
     lane = (("FASTCSE_TEST_DEVICE", "cpu" if dry else "cuda"), ("FASTCSE_ALLOW_NO_CPP", "1"))
     junit = f"--junitxml={output / 'tests.xml'}"
-    what = ("tests/test_vectors.py", "-k", "triton") if dry else ("tests",)
+    what = ("tests/losses/test_vectors.py", "-k", "triton") if dry else ("tests",)
     workers = ("-n", "2" if dry else "8")
     pytest = ("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--maxfail=40", *workers, junit, *what)
     dry_option = ("--dry",) if dry else ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from fastcse.evaluation.files import read_lines
+from fastcse.files import read_lines
 
 
 class Collection(NamedTuple):

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console, RenderableType
 
-from ..evaluation.files import InputError, RunError
+from ..errors import InputError, RunError
 
 EXTRAS = {
     "sentence_transformers": "train", "transformers": "train", "datasets": "train", "accelerate": "train",

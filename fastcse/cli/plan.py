@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from ..evaluation.files import InputError
+from ..errors import InputError
 from ..planning.encoder import ENCODERS, Encoder, of_parameters, usual_encoder
 from ..planning.hardware import BYTES, GPUS, Hardware
 from ..planning.report import planned

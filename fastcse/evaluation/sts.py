@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from .files import InputError, read_lines
+from ..errors import InputError
+from ..files import read_lines
 
 COLUMNS = ("sentence1", "sentence2", "score")
 

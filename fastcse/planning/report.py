@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any
 
-from ..evaluation.files import InputError
+from ..errors import InputError
 from . import model
 from .advice import smallest_change, verdict
 from .request import Run

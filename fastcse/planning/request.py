@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..evaluation.files import InputError
+from ..errors import InputError
 from .encoder import ENCODERS, Encoder
 from .hardware import BYTES, GPUS, HALVES, NETWORK, Hardware
 

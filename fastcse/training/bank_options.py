@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from ..evaluation.files import InputError
+from ..errors import InputError
 from ..mining.corpus_negatives import REFRESH
 
 

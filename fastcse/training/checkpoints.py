@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from ..evaluation.files import InputError
+from ..errors import InputError
 from .options import DIGEST, TrainOptions, flag
 
 OPTIONS_FILE = "fastcse_train.json"

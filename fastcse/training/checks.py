@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ..evaluation.files import InputError
+from ..errors import InputError
 
 
 def flag(name: str) -> str:

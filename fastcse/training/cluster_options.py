@@ -7,7 +7,7 @@ from typing import Any
 
 from ..clustering.online import MODES, REDUCES, OnlineKMeans
 from ..clustering.online_start import STARTS
-from ..evaluation.files import InputError
+from ..errors import InputError
 
 MOST_CLUSTERS = 128  # of the released settings, with batches of 256 and more
 

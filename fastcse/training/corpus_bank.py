@@ -12,7 +12,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import nn
 from transformers import TrainerCallback
 
-from ..evaluation.files import InputError
+from ..errors import InputError
 from ..mining.corpus_negatives import CorpusNegatives
 from ..mining.index import CorpusIndex
 from ..mining.sharded_bank import ShardedBank

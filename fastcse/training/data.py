@@ -6,7 +6,8 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from ..evaluation.files import InputError, read_lines
+from ..errors import InputError
+from ..files import read_lines
 
 
 def read_corpus(path: str | Path, argument: str = "--corpus") -> Dataset:

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from datasets import Dataset
 
-from ..evaluation.files import InputError, read_lines
+from ..errors import InputError
+from ..files import read_lines
 from .data import cells
 
 NEGATIVE = re.compile(r"negative(_\d+)?")  # `negative_score` and the like are not text

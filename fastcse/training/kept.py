@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..evaluation.files import InputError
+from ..errors import InputError
 
 
 class KeptByStep:

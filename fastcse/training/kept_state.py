@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from ..evaluation.files import InputError
+from ..errors import InputError
 from .kept import KeptByStep
 from .processes import Processes
 

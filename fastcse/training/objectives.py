@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..evaluation.files import InputError
+from ..errors import InputError
 from ..losses.clusterns import clusterns_loss
 from ..losses.focal import focal_infonce_loss
 from ..losses.hsimcse import hsimcse_loss

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.files import InputError
+from ..errors import InputError
 from ..losses.clusterns import FALSE_NEGATIVES
 from ..ops.dispatch import backends
 from ..pairs import STEPS

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 
-from ..evaluation.files import InputError, RunError
+from ..errors import InputError, RunError
 from .checkpoints import last_checkpoint
 
 # A process that dies closes its connections, and the others know at once. This is for a machine that vanishes.

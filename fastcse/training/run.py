@@ -11,7 +11,7 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from transformers import set_seed
 
-from ..evaluation.files import InputError
+from ..errors import InputError
 from ..evaluation.spearman import StsEvaluator
 from ..evaluation.sts import read_sts, sts_folder
 from ..integrations.sentence_transformers import CachedFusedContrastiveLoss, FusedContrastiveLoss

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ..evaluation.files import InputError
+from ..errors import InputError
 from .checks import check_at_least, flag
 from .objectives import get_objective
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
-from ..evaluation.files import InputError
+from ..errors import InputError
 from .objectives import get_objective
 from .recipes.heads import append_head, append_intermediate_layers
 from .recipes.views import apply_view

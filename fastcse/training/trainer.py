@@ -27,7 +27,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..evaluation.files import InputError
+from ..errors import InputError
 from ..integrations.sentence_transformers import FusedContrastiveLoss
 from .checkpoints import LAST_WRITTEN
 

@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import torch
 
-from ...evaluation.files import InputError
+from ...errors import InputError
 from ...ops.dispatch import choose_backend
 from ..peak import GIB, MIB
 from ..subject import Metric, Result, Subject, WrongAnswer

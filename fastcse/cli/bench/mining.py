@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ...evaluation.files import InputError
+from ...errors import InputError
 from ..console import Json, one_sentence_errors, quiet_stdout, real_option, whole_option
 from .options import LIST, CsvFile, JsonFile, Memory, Peers, PlotFile, Repeat, Seed, names, sizes
 from .run import run_all

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...evaluation.files import InputError
+from ...errors import InputError
 from ..console import Backend, Json, one_sentence_errors
 from .options import (  # fmt: skip
     LIST,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ...evaluation.files import InputError
+from ...errors import InputError
 from ..console import whole_option
 
 LIST = "One, or several with commas"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...evaluation.files import InputError
+from ...errors import InputError
 from ..console import Json, one_sentence_errors, quiet_stdout, real_option, whole_option
 from .options import LIST, CsvFile, Device, JsonFile, PlotFile, Seed, names, one_of, place, sizes
 from .run import run_all

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...evaluation.files import InputError
+from ...errors import InputError
 
 ENDING = ".npy"
 FLOATS = ("float16", "float32", "float64")

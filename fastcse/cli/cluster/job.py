@@ -12,7 +12,7 @@ import torch
 
 from ...clustering.kmeans import KMeans
 from ...clustering.seeding import INITS
-from ...evaluation.files import InputError
+from ...errors import InputError
 from ...ops.clusters import METRICS
 from ...ops.dispatch import last_backend
 from ...training.options import check_at_least, check_backend, flag

@@ -15,7 +15,7 @@ import torch
 from datasets import Dataset
 
 from ...bench.machine import version
-from ...evaluation.files import InputError
+from ...errors import InputError
 from ...evaluation.retrieval import evaluate_retrieval
 from ...integrations.sentence_transformers import FusedContrastiveLoss
 from ...training.encoders import load_encoder

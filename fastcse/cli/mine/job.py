@@ -10,7 +10,7 @@ from datasets import Dataset
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Router
 
-from ...evaluation.files import InputError
+from ...errors import InputError
 from ...mining.encoding import encode_texts
 from ...mining.formats import as_dataset
 from ...mining.negatives import MinedNegatives

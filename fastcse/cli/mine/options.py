@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ...evaluation.files import InputError
+from ...errors import InputError
 from ...mining.formats import FORMATS
 from ...mining.options import MiningOptions
 from ...mining.request import OPTIONS as KINDS

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from datasets import Dataset
 
-from ...evaluation.files import InputError
+from ...errors import InputError
 from ...training.data import read_corpus, read_pairs
 from ...training.options import flag
 from .options import MineOptions

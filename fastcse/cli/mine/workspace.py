@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ...evaluation.files import InputError
+from ...errors import InputError
 from .options import EMBEDDING, TEXT, MineOptions, check_same_run
 
 MANIFEST = "fastcse_mine.json"  # in the cache: which run it belongs to, and that it is ours to remove

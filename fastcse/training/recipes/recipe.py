@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ...evaluation.files import InputError
+from ...errors import InputError
 
 NESTED = ("objective_options", "bank_options", "cluster_options")
 

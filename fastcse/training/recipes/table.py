@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...evaluation.files import InputError
+from ...errors import InputError
 from .recipe import Recipe, Setting
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from datasets import Dataset
 
-from ...evaluation.files import InputError
+from ...errors import InputError
 from ..surrounding_options import VIEWS
 
 COLUMNS = ("anchor", "positive", "negative")

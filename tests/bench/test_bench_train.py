@@ -34,7 +34,7 @@ from fastcse.bench.steps.problem import StepProblem, StepRow
 from fastcse.bench.steps.stepper import Stepper
 from fastcse.bench.subject import Result
 from fastcse.cli import app
-from fastcse.evaluation.files import InputError
+from fastcse.errors import InputError
 
 THEIRS = "sentence-transformers cached"
 

@@ -13,7 +13,7 @@ import pytest
 from ranks import together
 from tiny_encoder import sentences, write_tiny_encoder
 
-from fastcse.evaluation.files import InputError
+from fastcse.errors import InputError
 from fastcse.training.options import TrainOptions
 from fastcse.training.run import train
 

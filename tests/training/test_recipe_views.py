@@ -7,7 +7,7 @@ import sys
 import pytest
 from datasets import Dataset
 
-from fastcse.evaluation.files import InputError
+from fastcse.errors import InputError
 from fastcse.training.recipes import views
 from fastcse.training.recipes.views import apply_view, negate, switch_case, with_negations, with_switched_case
 

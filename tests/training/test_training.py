@@ -17,7 +17,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize
 from tiny_encoder import WIDTH, sentences, write_tiny_encoder
 
 import fastcse
-from fastcse.evaluation.files import InputError
+from fastcse.errors import InputError
 from fastcse.integrations.sentence_transformers import FusedContrastiveLoss, two_views
 from fastcse.training import encoders, objectives, run
 from fastcse.training.checkpoints import last_checkpoint

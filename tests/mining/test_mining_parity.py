@@ -16,7 +16,7 @@ from tiny_encoder import sentences, write_tiny_encoder
 
 from fastcse import mine_hard_negatives as ours
 
-SCIFACT = Path(__file__).parents[2] / "shared" / "data" / "scifact"
+SCIFACT = Path(__file__).parents[3] / "shared" / "data" / "scifact"
 FORMATS = ["triplet", "n-tuple", "labeled-pair", "labeled-list"]
 every_format = pytest.mark.parametrize("output_format", FORMATS)
 

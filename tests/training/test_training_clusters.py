@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import fastcse
 from fastcse.cli import app
-from fastcse.evaluation.files import InputError
+from fastcse.errors import InputError
 from fastcse.integrations.sentence_transformers import FusedContrastiveLoss
 from fastcse.training.options import TrainOptions
 from fastcse.training.run import train

@@ -12,7 +12,7 @@ from tiny_encoder import WIDTH, sentences, write_tiny_encoder
 from typer.testing import CliRunner
 
 from fastcse.cli import app
-from fastcse.evaluation.files import InputError
+from fastcse.errors import InputError
 from fastcse.training.options import TrainOptions
 from fastcse.training.recipes import RECIPES, get_recipe
 from fastcse.training.run import train

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import fastcse
 from fastcse.cli import app
-from fastcse.evaluation.files import InputError
+from fastcse.errors import InputError
 from fastcse.integrations.sentence_transformers import FusedContrastiveLoss
 from fastcse.mining.corpus_negatives import CorpusNegatives
 from fastcse.mining.index import CorpusIndex

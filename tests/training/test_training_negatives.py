@@ -13,7 +13,7 @@ from tiny_encoder import sentences, write_tiny_encoder
 from typer.testing import CliRunner
 
 from fastcse.cli import app
-from fastcse.evaluation.files import InputError
+from fastcse.errors import InputError
 from fastcse.integrations.sentence_transformers import FusedContrastiveLoss
 from fastcse.training.data import check_fills_a_batch, read_corpus, read_pairs
 from fastcse.training.hard_negatives import add_hard_negatives

@@ -13,7 +13,7 @@ import fastcse
 from fastcse import KMeans
 
 pytestmark = pytest.mark.interpreted_by_value
-VECTORS = Path(__file__).parents[2] / "shared" / "data" / "vectors"
+VECTORS = Path(__file__).parents[3] / "shared" / "data" / "vectors"
 with_vectors = pytest.mark.skipif(
     not VECTORS.exists(), reason="needs ../shared/data/vectors, which is not in the repository"
 )

@@ -13,7 +13,7 @@ from nearest_oracle import Search, checker, values
 
 import fastcse
 
-VECTORS = Path(__file__).parents[2] / "shared" / "data" / "vectors"
+VECTORS = Path(__file__).parents[3] / "shared" / "data" / "vectors"
 with_vectors = pytest.mark.skipif(
     not VECTORS.exists(), reason="needs ../shared/data/vectors, which is not in the repository"
 )

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fastcse.cli import app
-from fastcse.evaluation.files import InputError
+from fastcse.errors import InputError
 from fastcse.training.objectives import OBJECTIVES
 from fastcse.training.options import TrainOptions
 from fastcse.training.recipes import RECIPES, get_recipe

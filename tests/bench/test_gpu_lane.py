@@ -15,7 +15,7 @@ from benchmarks.gpu.stages import STAGES, steps
 from benchmarks.report.loss import full_table
 from fastcse.kernels import configs
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def python(code, name="one", limit_s=60.0, makes=".", **options):

@@ -10,14 +10,15 @@ from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 from tiny_encoder import sentences, write_tiny_encoder
 
+from fastcse.errors import InputError
 from fastcse.evaluation.encoding import encode_distinct
-from fastcse.evaluation.files import InputError, read_lines
 from fastcse.evaluation.retrieval import evaluate_retrieval
 from fastcse.evaluation.spearman import evaluate_sts
 from fastcse.evaluation.sts import StsSet, find_sts, read_sts
+from fastcse.files import read_lines
 from fastcse.training.encoders import load_encoder
 
-STS_DEV = Path(__file__).parents[2] / "shared" / "data" / "stsb" / "stsb.dev.tsv.gz"
+STS_DEV = Path(__file__).parents[3] / "shared" / "data" / "stsb" / "stsb.dev.tsv.gz"
 HEADER = "sentence1\tsentence2\tscore\n"
 GOOD = HEADER + "a cat\ta dog\t2.5\nthe sun\tthe moon\t4.5\nblue\tred\t0.0\n"
 
