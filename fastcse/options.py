@@ -22,9 +22,10 @@ from .errors import OptionError
 class Rule(NamedTuple):
     """How one option reads, and what it may be.
 
-    `least` and `most` are in the range, `above` is not; a float is finite. `choices` are the words of a string. `shown` is the default in words, where it follows from other options. `flag` is the spelling on the command line
-    where it is not the name, `metavar` what stands for the value there, `panel` the heading under which it is listed;
-    an `argument` has no flag.
+    `least` and `most` are in the range, `above` is not; a float is finite. `choices` are the words of a string. `shown`
+    is the default in words, where it follows from other options. `flag` is the spelling on the command line where it
+    is not the name, `metavar` what stands for the value there, `panel` the heading under which it is listed; an
+    `argument` has no flag.
     """
 
     help: str
