@@ -15,7 +15,7 @@ every_file = pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative
 # the backends may not: each is written against what lies below, so that any one of them can be taken out.
 FLOORS = [
     {"errors", "transforms", "pairs"},
-    {"files", "options"},
+    {"files", "options", "plots"},
     {"kernels", "native", "reference"},
     {"engine"},
     {"ops"},
