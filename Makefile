@@ -7,10 +7,10 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench baseline loss report topk rows kmeans train-bench objectives compiled gpu build info clean
+.PHONY: help demo quick test test-all check bench baseline loss report topk rows kmeans train-bench objectives compiled gpu build info clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 $(STAMP): constraints.txt pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.hpp csrc/fastcse/*.hpp csrc/fastcse/transforms/*.hpp)
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -24,13 +24,20 @@ build: $(STAMP) ## make .venv, install everything, compile the C++ module
 demo: $(STAMP) ## the main job on text that every installation has: train, score, compare, draw
 	$(BIN)/fastcse demo
 
-test: $(STAMP) ## all tests that need no GPU
-	$(BIN)/pytest -n 2
+quick: $(STAMP) ## the tests to run after every change: a minute on two cores
+	$(BIN)/pytest tests/quick -n 2
 
-check: $(STAMP) ## lint: ruff, clang-format
+test: $(STAMP) ## the tests that hold a change: ten minutes on two cores
+	$(BIN)/pytest -n 2 -m "not whole"
+
+test-all: $(STAMP) ## every test that needs no GPU, also what only a night has time for
+	FASTCSE_TEST_WHOLE=1 $(BIN)/pytest -n 2
+
+check: $(STAMP) ## lint: ruff, clang-format; lengths and packed code are listed and never fail
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.hpp csrc/fastcse/*.hpp csrc/fastcse/transforms/*.hpp
+	$(BIN)/python tests/alarms.py
 
 SUITE := $(BIN)/pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds --benchmark-sort=fullname \
 	--benchmark-json=build/bench.json

@@ -1,8 +1,18 @@
-"""Public calls that several tests make: small leaves, and every option at once."""
+"""What several test files do with a loss: layouts of rows, small leaves, every option at once, gradients twice,
+compiled beside eager."""
 
+import pytest
 import torch
 
 from fastcse import CandidateBlock, focal_infonce_loss
+
+LAYOUTS = {
+    "transposed": lambda rows: rows.T.contiguous().T,
+    "every second row": lambda rows: rows.repeat_interleave(2, 0)[::2],
+    "every second feature": lambda rows: rows.repeat_interleave(2, 1)[:, ::2],
+    "padded": lambda rows: torch.cat([rows, rows + 1e3], 1)[:, : rows.shape[1]],
+    "offset": lambda rows: torch.cat([rows.new_full((1, rows.shape[1]), 1e3), rows])[1:],
+}
 
 
 def views(device, n=6, m=7, d=5, dtype=torch.float32, seed=0):
@@ -27,3 +37,45 @@ def everything(a, c, h, **options):
         temperature=0.2,
         **options,
     )
+
+
+def weigh(loss):
+    """A scalar of a loss whatever its reduction; rows get different weights."""
+    return loss if loss.dim() == 0 else (loss * torch.linspace(0.5, 2, len(loss), device=loss.device)).sum()
+
+
+def second_derivative(loss, leaf):
+    """Gradient by `leaf` of the squared gradient; what a gradient penalty asks for."""
+    (first,) = torch.autograd.grad(loss, leaf, create_graph=True)
+    return torch.autograd.grad(first.pow(2).sum(), leaf)[0]
+
+
+def assert_second_derivative(backend, of_loss, device):
+    """Right where the backend is plain torch, and a clear error elsewhere; never silently something else."""
+    leaf = torch.randn(4, 3, generator=torch.Generator().manual_seed(5)).to(device).requires_grad_()
+    if backend != "reference":
+        with pytest.raises(RuntimeError, match=r"(?i)differentiated (again|twice)|double backward|second derivative"):
+            second_derivative(of_loss(leaf), leaf)
+        return
+    wide = leaf.detach().double().requires_grad_()
+    torch.testing.assert_close(
+        second_derivative(of_loss(leaf), leaf), second_derivative(of_loss(wide), wide).float(), rtol=1e-3, atol=1e-4
+    )
+
+
+def both_ways(compiled, plain, leaves):
+    """Value and gradients of the compiled function against the plain one."""
+    leaves = [leaf for leaf in leaves if leaf.requires_grad]
+    got, expected = compiled(), plain()
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+    weight = torch.linspace(1, 2, expected.numel(), device=expected.device).reshape(expected.shape)
+    grads = [torch.autograd.grad((loss * weight).sum(), leaves, allow_unused=True) for loss in (got, expected)]
+    for one, two in zip(*grads):
+        assert one is not None
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
+
+
+def assert_compiles(function, leaves, backend="aot_eager"):
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, backend=backend)
+    both_ways(lambda: compiled(*leaves), lambda: function(*leaves), leaves)

@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from calls import LAYOUTS
 from conftest import slack_of
 from oracle import to64
-from row_oracle import adversarial, attack_gradient, attack_rows
-from test_layouts import LAYOUTS
-from test_row_oracle import Z1, Z2
+from row_oracle import Z1, Z2, adversarial, attack_gradient, attack_rows
 from yardstick import assert_within
 
 import fastcse

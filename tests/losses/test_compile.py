@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from calls import everything, views
+from calls import assert_compiles, both_ways, everything, views
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import fastcse
@@ -20,24 +20,6 @@ CALLS = {
     "raw rows": lambda a, c, **o: infonce_loss(a, c, normalize=False, temperature=2.0, **o),
     "detached": lambda a, c, **o: focal_infonce_loss(a, c, detach_modulation=True, margin=0.1, **o),
 }
-
-
-def both_ways(compiled, plain, leaves):
-    """Value and gradients of the compiled function against the plain one."""
-    leaves = [leaf for leaf in leaves if leaf.requires_grad]
-    got, expected = compiled(), plain()
-    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
-    weight = torch.linspace(1, 2, expected.numel(), device=expected.device).reshape(expected.shape)
-    grads = [torch.autograd.grad((loss * weight).sum(), leaves, allow_unused=True) for loss in (got, expected)]
-    for one, two in zip(*grads):
-        assert one is not None
-        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
-
-
-def assert_compiles(function, leaves, backend="aot_eager"):
-    torch._dynamo.reset()
-    compiled = torch.compile(function, fullgraph=True, backend=backend)
-    both_ways(lambda: compiled(*leaves), lambda: function(*leaves), leaves)
 
 
 @every_reduction

@@ -5,11 +5,9 @@ import inspect
 import pytest
 import torch
 import torch.nn.functional as F
-from row_oracle import quadruplet
-from test_autograd import weigh
-from test_compile import CompileCounterWithBackend, assert_compiles, both_ways
-from test_layouts import LAYOUTS
-from test_row_oracle import BANK, NEAREST, Z1, Z2, published
+from calls import LAYOUTS, assert_compiles, both_ways, weigh
+from row_oracle import BANK, NEAREST, Z1, Z2, published, quadruplet
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import fastcse
 

@@ -4,21 +4,13 @@ import os
 
 import pytest
 import torch
+from calls import LAYOUTS
 from oracle import Case, Extra, make_rows
 
 import fastcse
 
 every_loss = pytest.mark.parametrize("focal", [False, True], ids=["infonce", "focal"])
 every_reduction = pytest.mark.parametrize("reduction", ["mean", "none"])
-
-
-LAYOUTS = {
-    "transposed": lambda rows: rows.T.contiguous().T,
-    "every second row": lambda rows: rows.repeat_interleave(2, 0)[::2],
-    "every second feature": lambda rows: rows.repeat_interleave(2, 1)[:, ::2],
-    "padded": lambda rows: torch.cat([rows, rows + 1e3], 1)[:, : rows.shape[1]],
-    "offset": lambda rows: torch.cat([rows.new_full((1, rows.shape[1]), 1e3), rows])[1:],
-}
 
 
 @every_loss

@@ -6,12 +6,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from calls import LAYOUTS, assert_compiles, assert_second_derivative, both_ways, weigh
 from conftest import DEVICE, slack_of
-from row_oracle import NAMES, Quad, quadruplet, settled_quad
-from test_autograd import assert_second_derivative, weigh
-from test_compile import CompileCounterWithBackend, assert_compiles, both_ways
-from test_layouts import LAYOUTS
-from test_row_oracle import published
+from row_oracle import NAMES, Quad, published, quadruplet, settled_quad
+from torch._dynamo.testing import CompileCounterWithBackend
 from yardstick import assert_within
 
 import fastcse

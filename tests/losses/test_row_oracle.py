@@ -8,21 +8,18 @@ import torch
 from oracle import to64
 from row_oracle import (
     NAMES,
-    Quad,
+    Z1,
+    Z2,
     adversarial,
     allowed,
     attack_gradient,
     attack_rows,
     cosines,
     hardest,
+    published,
     quadruplet,
     settled_quad,
 )
-
-Z1 = torch.tensor([[3.0, 4, 0], [0, 3, 4], [5, 0, 0]], dtype=torch.float64)
-Z2 = torch.tensor([[4.0, 3, 0], [0, 4, 3], [4, 0, -3]], dtype=torch.float64)
-BANK = torch.tensor([[0.6, 0.8, 0], [0, 0.6, 0.8], [1, 0, 0], [0.8, 0.6, 0], [0, 0, 1]], dtype=torch.float64)
-NEAREST = torch.tensor([[3, 2, 1], [4, 0, 3], [3, 0, 1]])
 
 KINDS = {
     "weighted": {},
@@ -81,13 +78,6 @@ def test_zero_rows_and_minus_one():
 
 
 # ---------------------------------------------------------------- the published vectors
-
-
-def published(weights=(0.9, 0.11), margin=0.0):
-    """The batch of math.md, section 4, from end to end."""
-    adv = torch.as_tensor(adversarial(Z1, Z2))
-    index = torch.as_tensor(hardest(cosines(Z1, Z2), allowed(Z1, Z2))[1])
-    return Quad(Z1, adv, index, BANK[NEAREST].mean(1), Z2, weights=weights, margin=margin)
 
 
 def close(got, expected, atol=1e-10):

@@ -197,3 +197,18 @@ def settled_quad(n, m, d, *, index=False, dtype=torch.float32, seed=0, clear=0.0
     keep = torch.as_tensor(quadruplet(Quad(*rows, **options)).gap > clear).nonzero()[:n, 0]
     assert len(keep) == n, "too few rows are clear of a corner"
     return Quad(*(z[keep] for z in rows), **options)
+
+
+# ---------------------------------------------------------------- the published vectors
+
+Z1 = torch.tensor([[3.0, 4, 0], [0, 3, 4], [5, 0, 0]], dtype=torch.float64)
+Z2 = torch.tensor([[4.0, 3, 0], [0, 4, 3], [4, 0, -3]], dtype=torch.float64)
+BANK = torch.tensor([[0.6, 0.8, 0], [0, 0.6, 0.8], [1, 0, 0], [0.8, 0.6, 0], [0, 0, 1]], dtype=torch.float64)
+NEAREST = torch.tensor([[3, 2, 1], [4, 0, 3], [3, 0, 1]])
+
+
+def published(weights=(0.9, 0.11), margin=0.0):
+    """The published batch, from end to end."""
+    adv = torch.as_tensor(adversarial(Z1, Z2))
+    index = torch.as_tensor(hardest(cosines(Z1, Z2), allowed(Z1, Z2))[1])
+    return Quad(Z1, adv, index, BANK[NEAREST].mean(1), Z2, weights=weights, margin=margin)

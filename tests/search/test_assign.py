@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from calls import LAYOUTS
 from cluster_oracle import EPSILON, TINY, assert_nearest, nearest, sums
 from conftest import DEVICE
-from test_layouts import LAYOUTS
 
 import fastcse
 

@@ -6,9 +6,9 @@ Against float64 loops, and against rounded centroids, which must have misled: a 
 import numpy as np
 import pytest
 import torch
+from calls import LAYOUTS
 from cluster_oracle import assert_nearest, nearest, pairs
 from conftest import DEVICE
-from test_layouts import LAYOUTS
 
 import fastcse
 from fastcse.kernels import configs

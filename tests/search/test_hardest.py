@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from calls import LAYOUTS
 from row_oracle import allowed, cosines, hardest
-from test_layouts import LAYOUTS
 from yardstick import assert_within
 
 import fastcse

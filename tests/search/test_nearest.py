@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from calls import LAYOUTS
 from nearest_oracle import METRICS, Search, assert_form, checker, integers, nearest, worst
-from test_layouts import LAYOUTS
 
 import fastcse
 
