@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 import types
 import typing
@@ -38,6 +39,7 @@ class Rule(NamedTuple):
     metavar: str | None = None
     panel: str | None = None
     argument: bool = False
+    several: str | bool = False
 
 
 def option(default: Any = MISSING, help: str = "", **rule: Any) -> Any:
@@ -73,8 +75,8 @@ def _own(options: type) -> tuple[tuple[dataclasses.Field, type, bool], ...]:
 
 
 def leaves(options: type) -> Iterator[Leaf]:
-    """Every option of the tree, in the order of its fields."""
-    for field, kind, optional in _own(options):
+    """Every option of the tree, in the order of its fields; those that are keyword-only come last."""
+    for field, kind, optional in sorted(_own(options), key=lambda own: own[0].kw_only):
         if "rule" in field.metadata:
             yield Leaf(field.name, kind, optional, field.default, field.metadata["rule"])
         elif dataclasses.is_dataclass(kind):
@@ -109,6 +111,36 @@ def flat(options: Any) -> dict[str, Any]:
         elif dataclasses.is_dataclass(value):
             values |= flat(value)
     return values
+
+
+def sweep(options: type, given: Mapping[str, Any]) -> list[Any]:
+    """An object for each combination of the options that take several values: words outermost, in the order of fields.
+
+    Args:
+        given: values by name, text with commas for an option that takes several; names of other options are left out.
+
+    Raises:
+        OptionError: a text that is no list of whole numbers, or a value outside its range.
+    """
+    known = list(leaves(options))
+    several = sorted((leaf for leaf in known if leaf.rule.several), key=lambda leaf: leaf.type is not str)
+    given = {leaf.name: given[leaf.name] for leaf in known if leaf.name in given}
+    lists = [_values(leaf, given.get(leaf.name)) for leaf in several]
+    names = [leaf.name for leaf in several]
+    return [build(options, {**given, **dict(zip(names, chosen))}) for chosen in itertools.product(*lists)]
+
+
+def usual(leaf: Leaf) -> Any:
+    """The values of an option that takes several, where none are typed."""
+    return leaf.rule.several if isinstance(leaf.rule.several, str) else leaf.default
+
+
+def _values(leaf: Leaf, text: str | None) -> list[Any]:
+    parts = str(usual(leaf) if text is None else text).split(",")
+    try:
+        return [leaf.type(part.strip()) for part in parts]
+    except ValueError:
+        raise OptionError(leaf.name, f" is {text!r}: expected whole numbers with commas between them") from None
 
 
 def check(options: Any) -> None:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from fastcse.cli.options import command
 from fastcse.errors import OptionError
-from fastcse.options import build, check, either, flat, leaves, option, part
+from fastcse.options import build, check, either, flat, leaves, option, part, sweep
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,77 @@ def test_help_has_every_option_once():
     for spelled in ("FILE", "--mode", "slow|fast", "--how-fast", "--no-memory", "default: (slow)"):
         assert text.count(spelled) >= 1, spelled
     assert "--no-json-only" not in text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """What two commands share."""
+
+    seed: int = option(0, "Seed.")
+    kind: str = option("a", "Kind.", choices=("a", "b"), several=True)
+
+
+@dataclass(frozen=True)
+class Size(Base):
+    """One size."""
+
+    n: int = option(help="Rows.", least=1, several="2,4")
+    d: int = option(8, "Width.", least=1, several=True)
+    name: str = option("x", "Name.", several="x,y")
+
+    def __post_init__(self):
+        check(self)
+
+
+@dataclass(frozen=True)
+class Run:
+    """How it is run."""
+
+    repeat: int = option(5, "Rounds.")
+    seed: int = option(9, "Another seed.")
+
+
+def run_sweep(*arguments):
+    app = typer.Typer(pretty_exceptions_enable=False)
+
+    @app.command()
+    @command(Size, Run, repeat=7)
+    def job(given):
+        """Do it."""
+        print(json.dumps([given["repeat"], [vars(one) for one in sweep(Size, given)]]))
+
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_options_that_take_several_values_make_every_combination():
+    repeat, made = json.loads(run_sweep("--n", "3, 5", "--kind", "b,a", "--seed", "1").stdout)
+    assert repeat == 7
+    found = [(one["name"], one["kind"], one["n"], one["d"]) for one in made]
+    assert found == [(name, kind, n, 8) for name in "xy" for kind in "ba" for n in (3, 5)]
+    assert {one["seed"] for one in made} == {1}
+    assert [leaf.name for leaf in leaves(Size)] == ["n", "d", "name", "seed", "kind"]
+    assert [one["n"] for one in json.loads(run_sweep("--name", "x", "--repeat", "2").stdout)[1]] == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        (("--n", "3,"), "--n is '3,': expected whole numbers with commas between them"),
+        (("--n", "3,0"), "--n is 0: expected at least 1"),
+        (("--kind", "a,c"), "--kind 'c' is unknown: expected a or b"),
+    ],
+)
+def test_a_mistake_among_several_is_named(typed, says):
+    out = run_sweep(*typed)
+    assert out.exit_code == 2
+    assert says in out.stderr
+
+
+def test_help_of_several():
+    text = " ".join(run_sweep("--help").stdout.replace("│", " ").split())
+    for part_of_it in ("INTS Rows. One, or several with commas.", "default: (2,4)", "Kind. a, b. One, or", "(7)"):
+        assert part_of_it in text
+    assert "Another seed" not in text
 
 
 def test_either():
