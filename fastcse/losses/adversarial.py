@@ -59,6 +59,7 @@ def adversarial_positive(
     Raises:
         ValueError: shapes, dtypes or devices disagree, empty input, temperature <= 0, a step that is not finite, a
             negative noise, unknown mode or backend.
+        IndexError: an anchor_index out of range, on the CPU; a GPU, which would stall, does not check.
         RuntimeError: the backend asked for cannot run here.
 
     Numerics:
@@ -111,6 +112,7 @@ def _reference(
     anchor: Tensor, positive: Tensor, index: Tensor | None, offset: Tensor | None, noise: float,
     temperature: float | Tensor, step: float, mode: str,
 ) -> Tensor:  # fmt: skip
+    checks.check_index("anchor_index", index, anchor.shape[0], "anchor")
     dtype = torch.promote_types(positive.dtype, torch.float32)
     a, start = anchor.to(dtype), positive.to(dtype)
     x = start if offset is None else reference.step_rows(start, offset.to(dtype), noise, "l2")

@@ -91,7 +91,7 @@ def angular_infonce_loss(
     The other arguments, shapes, dtypes and errors are those of `infonce_loss`.
 
     Raises:
-        ValueError: also a margin outside 0 to pi / 2.
+        ValueError, IndexError, RuntimeError: those of `infonce_loss`, and a margin outside 0 to pi / 2.
 
     Numerics: those of `infonce_loss`. d cos(t - margin) / ds = sin(t - margin) / sin(t) grows without bound towards
         s = -1, so 1 - s^2 is taken as at least 1e-6: the slope stays below 1 + 1000 sin(margin), and is cos(margin)

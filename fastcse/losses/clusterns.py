@@ -15,6 +15,7 @@ from ..ops.dispatch import choose_backend, record
 from .contrastive import Call, CandidateBlock, ContrastiveStats, LossAndStats, contrastive_loss
 from .infonce import SCALED
 
+LABELS = 2**63 - 1  # without centroids any number from 0 names a cluster
 REDUCES = ("ref", "active")
 FALSE_NEGATIVES = ("margin", "remove", "positive")
 
@@ -93,6 +94,7 @@ def clusterns_loss(
 
     Raises:
         ValueError: shapes, dtypes or devices disagree, centroids without counts, an option out of range.
+        IndexError: on the CPU, a positive out of range, or a cluster that is neither -1 nor one of the centroids.
         RuntimeError: the backend asked for cannot run here; or a second derivative.
 
     Numerics: those of `infonce_loss`; the margin's sum in float64. On a GPU the sizes of the clusters are read, once a
@@ -233,3 +235,5 @@ def _check(
             shapes = f"{tuple(centroids.shape)} and {tuple(anchor.shape)}"
             raise ValueError(f"centroids and anchor must have rows of one length, got {shapes}")
         checks.check_vector("counts", counts, centroids.shape[0], "centroids", centroids)
+    for name, x in (("index", index), ("candidate_index", candidate_index)):
+        checks.check_index(name, x, LABELS if centroids is None else centroids.shape[0], "centroids", none=True)

@@ -163,6 +163,7 @@ def _reduce(losses: Tensor, reduction: str) -> Tensor:
 def _reference(
     anchor: Tensor, blocks: list[CandidateBlock], positive: Tensor | None, call: Call
 ) -> tuple[Tensor, dict[str, Tensor]]:
+    checks.check_index("positive", positive, blocks[0].rows.shape[0], "candidate")
     positive = torch.arange(anchor.shape[0], device=anchor.device) if positive is None else positive
     inv_temperature = 1.0 / call.temperature
     if isinstance(inv_temperature, Tensor):

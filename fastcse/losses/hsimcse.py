@@ -99,7 +99,7 @@ def hsimcse_loss(
         blocks and, through InfoNCE, `temperature`.
 
     Raises:
-        ValueError: what the functions above refuse.
+        ValueError, IndexError: what the functions above refuse.
         RuntimeError: the backend asked for cannot run here; or a second derivative.
 
     Numerics: those of the functions above. A row without negatives has the hinge 0.

@@ -59,7 +59,6 @@ def infonce_loss(
         anchor:       (N, D) float16 | bfloat16 | float32 | float64. Read only, any strides.
         candidate:    (M, D) same dtype and device.
         positive:     (N,) int64, each in [0, M): the column of each anchor's positive. None: column i for anchor i.
-                      A value out of range is the caller's error and is not looked for: that would stall a GPU.
         negatives:    (M', D), a `CandidateBlock`, or a list of them: more columns for every row.
         temperature:  > 0; a float, or a tensor of one element that may require grad.
         symmetric:    add the column direction (CLIP). Blocks in `negatives` take part in the row direction only.
@@ -77,6 +76,7 @@ def infonce_loss(
 
     Raises:
         ValueError: shapes, dtypes or devices disagree, empty input, temperature <= 0, unknown reduction or backend.
+        IndexError: a positive out of range, on the CPU; a GPU, which would stall, does not check.
         RuntimeError: the backend asked for cannot run here; or a second derivative (use float64 or
                       backend="reference").
 

@@ -69,7 +69,7 @@ def sscl_loss(
         blocks and `temperature`.
 
     Raises:
-        ValueError: a width that `parts` does not divide, and what `infonce_loss` refuses.
+        ValueError, IndexError: a width that `parts` does not divide, and what `infonce_loss` refuses.
         RuntimeError: the backend asked for cannot run here; or a second derivative.
 
     Numerics: those of `infonce_loss`. The two losses are two sweeps: the N x M tile is computed twice.

@@ -49,8 +49,7 @@ def quadruplet_loss(
                          then nothing is gathered into memory. -1 is no negative: its similarity is -inf, and a hinge
                          that holds it is 0.
         corpus_negative: (N, D).
-        candidate:       (M, D), what an index in `batch_negative` numbers; None where that is rows. An index out of
-                         range is the caller's error and is not looked for: that would stall a GPU.
+        candidate:       (M, D), what an index in `batch_negative` numbers; None where that is rows.
         weights:         two numbers >= 0, of form "weighted"; "classic" has none.
         margin:          a number; for "classic" also a pair, one for each hinge.
         form:            "weighted" | "classic".
@@ -65,6 +64,8 @@ def quadruplet_loss(
     Raises:
         ValueError: shapes, dtypes or devices disagree, empty input, `candidate` missing or superfluous, weights or
             margins that are not as above, unknown form, reduction or backend.
+        IndexError: an index in `batch_negative` outside -1 to M - 1, on the CPU; a GPU, which would stall, does not
+            check.
         RuntimeError: the backend asked for cannot run here; or a second derivative (use float64 or
             backend="reference").
 
@@ -99,6 +100,7 @@ def quadruplet_rows(call: QuadrupletCall) -> tuple[Tensor, Tensor]:
     if call.backend != "reference":
         return quadruplet.rows(call)
     record("reference")
+    checks.check_index("batch_negative", call.index, call.batch_negative.shape[0], "candidate", none=True)
     return reference.quadruplet_rows(Quadruplets(*call[:-1]))
 
 

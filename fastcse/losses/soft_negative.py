@@ -75,6 +75,7 @@ def soft_negative_loss(
 
     Raises:
         ValueError: shapes, dtypes or devices disagree, or an option out of range.
+        IndexError: a positive out of range, on the CPU.
         RuntimeError: the backend asked for cannot run here; or a second derivative.
 
     Numerics: those of `infonce_loss`; the 2 N cosines of the margin in plain torch, in float32 at least. A zero row has

@@ -10,6 +10,7 @@ from torch.library import custom_op
 
 from ..engine import one_sweep
 from .call import Sweep, problem
+from .checks import check_index
 from .dispatch import launchers
 
 
@@ -20,6 +21,7 @@ def adversarial_op(
 ) -> Tensor:  # fmt: skip
     """(N, D): positive + noise offset / |offset|, and from there a step along the gradient of the mean loss that it has
     as an anchor with the anchors as its candidates, its own being that of `index`."""
+    check_index("anchor_index", index, anchor.shape[0], "anchor")
     b = launchers(backend)
     start = b.prepare(positive.detach())
     x = start if offset is None else b.step_rows(start, b.prepare(offset), noise, "l2")

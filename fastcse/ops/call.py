@@ -15,6 +15,7 @@ from torch import Tensor
 from ..engine.gradients import Gradients
 from ..engine.problem import Problem
 from ..pairs import Block, Logits
+from .checks import check_index
 from .dispatch import launchers, record
 
 SCHEMA = (
@@ -77,6 +78,7 @@ def problem(call: Sweep) -> Problem:
     anchor = b.prepare(call.anchor.detach())
     scale = b.inverse_norms(anchor) if call.normalize else torch.ones(anchor.shape[0], **new)
     positive = call.positive
+    check_index("positive", positive, call.rows[0].shape[0], "candidate")
     if positive is None:
         positive = torch.arange(anchor.shape[0], device=anchor.device)
     known = None if call.inv_temperature is not None else 1.0 / call.temperature

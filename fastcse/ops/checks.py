@@ -1,5 +1,5 @@
-"""What the caller may have got wrong, said once, with both values. Shapes, types and devices only: reading a value
-would stall a GPU.
+"""What the caller may have got wrong, said once, with both values. Shapes, types and devices; and the values of indices
+that are on the CPU, where reading one stalls nothing.
 """
 
 from __future__ import annotations
@@ -47,6 +47,20 @@ def check_vector(
         raise ValueError(f"{name} must be of {dtype}, got {x.dtype}")
     if x.device != like.device:
         raise ValueError(f"{name} and {of} must be on one device, got {x.device} and {like.device}")
+
+
+def check_index(name: str, index: Tensor | None, size: int, of: str, *, none: bool = False) -> None:
+    """Every entry numbers one of `size` rows of `of`; with `none` -1 is allowed too. CPU tensors only: a GPU would stall.
+
+    Ops call it with real tensors, so that compiled code is checked too; while something traces it does nothing.
+    """
+    if not isinstance(index, Tensor) or not index.is_cpu or type(index) is not Tensor or torch.compiler.is_compiling():
+        return
+    low, high = (x.item() for x in index.aminmax())
+    least = -1 if none else 0
+    if low < least or high >= size:
+        got = low if low < least else high
+        raise IndexError(f"{name} must number rows of {of}, from {least} to {size - 1}, got {got}")
 
 
 def check_positive(positive: Tensor | None, anchor: Tensor, candidate: Tensor) -> None:

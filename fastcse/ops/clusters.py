@@ -45,6 +45,7 @@ def _(points, centroids, wanted, metric, backend):
 @custom_op("fastcse::cluster_sums", mutates_args=())
 def cluster_sums_op(points: Tensor, index: Tensor, clusters: int, normalize: bool, backend: str) -> list[Tensor]:
     """[sums, counts]."""
+    checks.check_index("index", index, clusters, "the sums", none=True)
     record(backend)
     sums, counts = launchers(backend).cluster_sums(points, index, clusters, normalize)
     return [sums.float(), counts]
@@ -117,7 +118,7 @@ def cluster_sums(
 
     Args:
         points:     (N, D) float16 | bfloat16 | float32 | float64, any strides. Read only.
-        index:      (N,) int64, the cluster of each point; -1 is none. One past the end is the caller's error.
+        index:      (N,) int64, the cluster of each point; -1 is none.
         n_clusters: K.
         normalize:  bring each point to length 1 first; a row shorter than 1e-8 stays out.
         backend:    "triton" | "cpp" | "reference"; None chooses by device and dtype.
@@ -127,6 +128,7 @@ def cluster_sums(
 
     Raises:
         ValueError: shapes or devices disagree, empty input, n_clusters below 1.
+        IndexError: an index outside -1 to K - 1, on the CPU; a GPU, which would stall, does not check.
         RuntimeError: the backend asked for cannot run here.
 
     Numerics: "cpp" and "reference" add in float64, "triton" in float32 with a correction. Same input, same bits.
@@ -141,6 +143,7 @@ def cluster_sums(
     checks.check_count("n_clusters", n_clusters)
     chosen = choose_backend(points, backend, "points")
     if chosen == "reference":
+        checks.check_index("index", index, n_clusters, "the sums", none=True)
         record(chosen)
         sums, counts = reference.cluster_sums(points.detach(), index, n_clusters, normalize)
         return ClusterSums(sums if points.dtype == torch.float64 else sums.float(), counts)

@@ -51,6 +51,7 @@ def hardest_negative(
 
     Raises:
         ValueError: shapes, dtypes or devices disagree, empty input, one id without the other, unknown backend.
+        IndexError: a positive out of range, on the CPU; a GPU, which would stall, does not check.
         RuntimeError: the backend asked for cannot run here.
 
     Numerics: those of `topk`. A candidate that is not finite is never found; an anchor that is not finite has none.
@@ -64,6 +65,7 @@ def hardest_negative(
     checks.check_rows("anchor", anchor)
     checks.check_same_kind("candidate", candidate, "anchor", anchor)
     checks.check_positive(positive, anchor, candidate)
+    checks.check_index("positive", positive, candidate.shape[0], "candidate")
     _check_ids(anchor, candidate, anchor_id, candidate_id)
     m = candidate.shape[0]
     found = topk(

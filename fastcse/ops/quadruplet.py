@@ -10,6 +10,7 @@ from torch.library import custom_op
 
 from ..pairs import Quadruplets, Slope
 from .call import mean_fits, refuse_twice, save_nothing
+from .checks import check_index
 from .contrastive import scale_gradients
 from .dispatch import launchers, record
 from .eager import first_derivatives, traced
@@ -40,6 +41,7 @@ class QuadrupletCall(NamedTuple):
 
     def prepared(self) -> Quadruplets:
         """As the launchers of the backend take it."""
+        check_index("batch_negative", self.index, self.batch_negative.shape[0], "candidate", none=True)
         b = launchers(self.backend)
         record(self.backend)
         rows = [b.prepare(x.detach()) for x in self.rows]
