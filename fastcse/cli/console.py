@@ -8,6 +8,7 @@ import json
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any
 
 import typer
@@ -22,21 +23,28 @@ EXTRAS = {
 INTERRUPTED = 130  # the shell's code for Ctrl-C
 
 
-def whole(text: str) -> int:
-    """A whole number from the command line."""
-    return _number(int, text, "a whole number")
+BINARY = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+
+
+def whole(text: str | int) -> int:
+    """A whole number from the command line: 65536, 1e9, 2.5e6, or with k, M, G in powers of 1024."""
+    text = str(text)  # some versions of typer send defaults through here too
+    unit = BINARY.get(text[-1:].lower(), 1)
+    try:
+        value = Decimal(text[:-1] if unit > 1 else text) * unit
+        if value == value.to_integral_value():
+            return int(value)
+    except (InvalidOperation, OverflowError, ValueError):
+        pass
+    raise typer.BadParameter(f"{text!r} is not a whole number")
 
 
 def real(text: str) -> float:
     """A number from the command line."""
-    return _number(float, text, "a number")
-
-
-def _number(kind: type, text: str, expected: str):
     try:
-        return kind(text)
+        return float(text)
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is not {expected}") from None
+        raise typer.BadParameter(f"{text!r} is not a number") from None
 
 
 def whole_option(help: str, **more: Any) -> Any:

@@ -1,4 +1,4 @@
 """What a training run will need, before it is started: memory, time and traffic by arithmetic, nothing measured.
 
-`hardware` (what a GPU can do), `encoder` (what a model costs), `model` (the arithmetic) and `advice` (what would fit).
+`hardware` (what GPUs do and encoders cost), `model` (a run and its arithmetic), `advice` (what would fit, in words).
 """

@@ -1,17 +1,22 @@
-"""The smallest change of a run that makes it fit, and how long that run takes."""
+"""What makes a run fit, and the plan of it as plain values and sentences."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
+from dataclasses import asdict, replace
 from itertools import combinations, product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from .model import fits, memory, peak
-from .request import Run
-from .units import gigabytes
+from ..errors import flag
+from . import model
+from .model import Run, fits, memory, peak
 
 MOST_TIMES = 64  # those of the run, or of a host: more GPUs are not advised
+LONG = 3600.0  # seconds from which an approximate search is worth a word
+IVF_SHARE = 1 / 16  # of the lists, that `CorpusIndex(kind="ivf")` searches
+SPANS = (("d", 86400.0), ("h", 3600.0), ("min", 60.0), ("s", 1.0), ("ms", 1e-3))
+# Of a run's options, those that its hardware, its encoder and its length stand for in a report.
+STOOD_FOR = ("gpu", "memory", "tflops", "model", "parameters", "steps", "epochs")
 
 
 class Change(NamedTuple):
@@ -29,55 +34,40 @@ class Advice(NamedTuple):
 
     @property
     def flags(self) -> str:
-        """The changes as one types them."""
+        """The changes on the command line."""
         return " ".join(flags(change) for change in self.changes)
 
 
-def _smaller_mini_batches(run: Run) -> Iterator[Change]:
-    size, price = min(run.mini_batch, run.local), "more launches"
-    if not run.cached:
-        price += ", and every text is encoded twice"
+def _settings(run: Run) -> list[list[Change]]:
+    """What can be changed on the same machines, a list for each kind, from the kind that costs least; mild changes of a
+    kind before strong ones."""
+    size, sizes = min(run.mini_batch, run.local), []
     while size > 1:
         size //= 2
-        yield Change({"mini_batch": size}, price)
-
-
-def _chunks(run: Run) -> Iterator[Change]:
-    if not run.chunked:  # with one GPU, for the case that more are needed
-        price = "two passes: a third more arithmetic in the loss; fastcse train has it as --max-gathered-bytes"
-        yield Change({"chunked": True}, price)
-
-
-def _halves(run: Run) -> Iterator[Change]:
-    if not run.half:
-        yield Change({"dtype": "bf16"}, "embeddings and activations are rounded to 8 bits of precision")
-
-
-def _smaller_bank(run: Run) -> Iterator[Change]:
-    if run.corpus and run.bank_dtype == "fp32":
-        yield Change({"bank_dtype": "fp16"}, "rows of the corpus are rounded to 11 bits of precision")
-
-
-def _bank_in_host(run: Run) -> Iterator[Change]:
-    if run.corpus and run.bank == "gpu":
-        yield Change({"bank": "host"}, "the corpus comes through PCIe for every search")
-
-
-def _more_gpus(run: Run) -> Iterator[Change]:
-    """Whole hosts once there is one, and as many as divide the batch."""
-    unit = run.gpus_per_host
-    counts = [
-        *range(run.gpus + 1, unit),
-        *range((run.gpus // unit + 1) * unit, MOST_TIMES * max(run.gpus, unit) + 1, unit),
+        sizes.append(size)
+    launches = "more launches" + ("" if run.cached else ", and every text is encoded twice")
+    passes = "two passes: a third more arithmetic in the loss; fastcse train has it as --max-gathered-bytes"
+    chunks = [] if run.chunked else [Change({"chunked": True}, passes)]  # on one GPU too: more may be needed as well
+    half = Change({"dtype": "bf16"}, "embeddings and activations are rounded to 8 bits of precision")
+    bank = Change({"bank_dtype": "fp16"}, "rows of the corpus are rounded to 11 bits of precision")
+    return [
+        [Change({"mini_batch": size}, launches) for size in sizes],
+        chunks,
+        [bank] if run.corpus and run.bank_dtype == "fp32" else [],
+        [] if run.half else [half],
     ]
-    for gpus in counts:
-        if run.batch % gpus == 0:
-            yield Change({"gpus": gpus}, "the work is shared by more")
 
 
-# Of the same machines, from what costs least; then more of them.
-SETTINGS: list[Callable[[Run], Iterator[Change]]] = [_smaller_mini_batches, _chunks, _smaller_bank, _halves]
-LAST = [_bank_in_host, _more_gpus]
+def _machines(run: Run) -> list[list[Change]]:
+    """The corpus off the GPUs; more GPUs, whole hosts once there is one, as many as divide the batch."""
+    unit = run.gpus_per_host
+    counts = [*range(run.gpus + 1, unit),
+              *range((run.gpus // unit + 1) * unit, MOST_TIMES * max(run.gpus, unit) + 1, unit)]  # fmt: skip
+    host = Change({"bank": "host"}, "every search reads the corpus through PCIe")
+    return [
+        [host] if run.corpus and run.bank == "gpu" else [],
+        [Change({"gpus": gpus}, "the work is shared by more") for gpus in counts if run.batch % gpus == 0],
+    ]
 
 
 def smallest_change(run: Run) -> Advice | None:
@@ -90,10 +80,11 @@ def smallest_change(run: Run) -> Advice | None:
         >>> smallest_change(big).flags
         '--mini-batch 4096'
     """
-    for dear in ((), LAST[:1], LAST[1:], LAST):
-        for together in range(len(SETTINGS) + 1):
-            for kinds in combinations(SETTINGS, together):
-                found = _mildest(run, [list(kind(run)) for kind in (*kinds, *dear)])
+    settings, (host, more) = _settings(run), _machines(run)
+    for dear in ([], [host], [more], [host, more]):
+        for together in range(len(settings) + 1):
+            for kinds in combinations(settings, together):
+                found = _mildest(run, [*kinds, *dear])
                 if found is not None:
                     return found
     return None
@@ -101,7 +92,7 @@ def smallest_change(run: Run) -> Advice | None:
 
 def more_gpus(run: Run) -> Advice | None:
     """The fewest GPUs with which `run` fits as it is."""
-    return _mildest(run, [list(_more_gpus(run))])
+    return _mildest(run, _machines(run)[1:])
 
 
 def _mildest(run: Run, kinds: list[list[Change]]) -> Advice | None:
@@ -117,14 +108,12 @@ def _mildest(run: Run, kinds: list[list[Change]]) -> Advice | None:
 
 
 def _changed(run: Run, changes: Iterable[Change]) -> Run:
-    return dataclasses.replace(run, **{name: value for change in changes for name, value in change.options.items()})
+    return replace(run, **{name: value for change in changes for name, value in change.options.items()})
 
 
 def flags(change: Change) -> str:
-    """The change as one types it."""
-    return " ".join(
-        f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}") for name, value in change.options.items()
-    )
+    """The change on the command line."""
+    return " ".join(flag(name) + ("" if value is True else f" {value}") for name, value in change.options.items())
 
 
 def verdict(run: Run, advice: Advice | None) -> str:
@@ -142,3 +131,121 @@ def verdict(run: Run, advice: Advice | None) -> str:
     other = None if "gpus" in {name for change in advice.changes for name in change.options} else more_gpus(run)
     alone = "" if other is None else f", or {other.flags} alone"
     return f"{said} The smallest change that fits: {prices}; then {gigabytes(peak(advice.run))} GB{alone}."
+
+
+def planned(run: Run) -> dict[str, Any]:
+    """Everything that `fastcse plan --json` prints: bytes, seconds, operations a second.
+
+    Example:
+        >>> plan = planned(Run(batch=65536, dim=768, steps=1000))
+        >>> plan["fits"], plan["step"]["seconds"] * 1000 == plan["training"]["seconds"]
+        (True, True)
+    """
+    advice = None if model.fits(run) else smallest_change(run)
+    stages = model.step(run)
+    seconds = sum(stage.seconds for stage in stages)
+    sent = [{**asdict(message), "seconds": message.seconds} for message in model.messages(run)]
+    return {
+        "estimate": True,
+        "run": _run(run),
+        "memory": [asdict(held) for held in model.memory(run)],
+        "peak_bytes": model.peak(run), "usable_bytes": run.hardware.usable, "fits": model.fits(run),
+        "verdict": verdict(run, advice), "change": None if advice is None else advice.flags,
+        "step": {"stages": [asdict(stage) for stage in stages], "seconds": seconds},
+        "messages": sent,
+        "corpus": _corpus(run),
+        "training": None if run.total_steps is None else _training(run, run.total_steps, seconds),
+        "notes": notes(run),
+    }  # fmt: skip
+
+
+def _run(run: Run) -> dict[str, Any]:
+    options = {name: value for name, value in asdict(run).items() if name not in STOOD_FOR}
+    return {
+        **options, "network": 1e9 * run.network, "workspace": None if run.workspace is None else 1e9 * run.workspace,
+        "hardware": asdict(run.hardware), "encoder": asdict(run.encoder), "local_batch": run.local,
+        "candidates": run.candidates, "hosts": run.hosts,
+    }  # fmt: skip
+
+
+def _training(run: Run, steps: int, seconds: float) -> dict[str, float]:
+    return {"steps": steps, "seconds": steps * seconds, "gpu_hours": steps * seconds * run.gpus / 3600}
+
+
+def _corpus(run: Run) -> dict[str, Any] | None:
+    if run.corpus is None:
+        return None
+    stages = [asdict(stage) for stage in model.corpus(run)]
+    return {"index_bytes": model.index_bytes(run), "index_bytes_per_gpu": model.index_bytes(run) / run.gpus,
+            "stages": stages}  # fmt: skip
+
+
+def notes(run: Run) -> list[str]:
+    """What the figures rest on, and what would change the largest of them; one sentence each."""
+    gpu = run.hardware
+    said = [
+        f"Every figure is an estimate by roofline and no measurement: nothing was run on such a machine. "
+        f"{gpu.name}: {gpu.source}, of which {gpu.rate(run.dtype) / 1e12:,.3g} TFLOP/s in {run.dtype} products and "
+        f"{gpu.bandwidth / 1e12:,.3g} TB/s are taken to be attained. Stages are added up, as if none overlapped.",
+        f"Every text is taken to have {run.max_length} tokens; "
+        + ("GradCache encodes it twice and goes back once, which costs 4 forward passes." if run.cached else
+           "the local batch is encoded at once, and a step costs 3 forward passes."),
+    ]  # fmt: skip
+    return [*said, *_on_the_loss(run), *_on_the_corpus(run)]
+
+
+def _on_the_loss(run: Run) -> list[str]:
+    """The workspace that would keep the loss from waiting for memory, if there is room for one."""
+    larger = run
+    while model.loss(larger).bound == "memory" and model.workspace(larger)[0] < min(run.local, model.filling_rows(run)):
+        larger = replace(larger, workspace=2e-9 * model.workspace(larger)[1])
+    if larger is run or not run.hardware.processors or model.loss(larger).bound == "memory" or not model.fits(larger):
+        return []
+    rows, more = model.workspace(run)[0], model.workspace(larger)[0]
+    return [
+        f"The loss waits for memory, since its workspace holds but {rows:,} anchors a chunk; --workspace "
+        f"{larger.workspace:.3g} (max_workspace_bytes of the loss) holds {more:,}, and then it is bound by "
+        f"arithmetic."
+    ]
+
+
+def _on_the_corpus(run: Run) -> list[str]:
+    if run.corpus is None:
+        return []
+    said = []
+    everything = next(stage for stage in model.corpus(run) if stage.name == model.SEARCH_ALL)
+    if everything.seconds > LONG:
+        copy, took = run.corpus * (run.dim * 4 + model.ID_BYTES), everything.seconds
+        said.append(
+            f"Searching exactly with every row of the corpus takes {duration(took)}; an IVF index of FAISS looks at a "
+            f"sixteenth of its lists, about {duration(IVF_SHARE * took)} at the same rate, and holds "
+            f"{gigabytes(copy)} GB in float32."
+        )
+    if run.bank == "host":
+        said.append("The corpus is read through PCIe at 55 GB/s a GPU, if the host's memory or disks deliver it.")
+    return said
+
+
+def gigabytes(size: float) -> str:
+    """Bytes in units of 1e9; three digits where there are few.
+
+    Example:
+        >>> gigabytes(6.34e9), gigabytes(1.544e12)
+        ('6.34', '1,544')
+    """
+    value = size / 1e9
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}" if value >= 10 else f"{value:.3g}" if value else "0"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that one would say.
+
+    Example:
+        >>> duration(0.127), duration(100.0), duration(40000.0)
+        ('127 ms', '100 s', '11.1 h')
+    """
+    for unit, size in SPANS:
+        if seconds >= (2 * size if size > 1 else size):
+            value = seconds / size
+            return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} us" if seconds else "0"

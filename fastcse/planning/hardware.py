@@ -1,31 +1,39 @@
-"""What the machines can do: one table, with where each number is from.
+"""What machines can do and what encoders cost: two tables, with where the numbers are from.
 
-"performance.md" is the project's collection of published numbers, "design.md" its plan. Peaks are the makers' data
-sheets, dense, for the SXM modules. What is attained of them was published for the H100 only; the same share is assumed
-for the others, and nothing here was measured by fastcse.
+Peaks are the makers' data sheets, dense, for the SXM modules. What is attained of them was published for the H100 only:
+of 989 TFLOP/s large bfloat16 products attain 800, of 3.35 TB/s kernels attain 3.0. The same shares are assumed for the
+others; nothing here was measured by fastcse.
+
+An encoder like BERT has `layers` layers, `hidden` wide, with a feed-forward part of four times the width:
+
+    weights of a layer      12 hidden^2                      attention 4, feed-forward 8
+    forward of one token    24 layers hidden^2 + 4 layers hidden length
+    activations of a token  34 layers hidden bytes in 16 bits, twice that in 32
+
+The last is Korthikanti et al., arXiv:2205.05198, equation 2, without the attention matrix, which fused attention does
+not keep; autograd keeps 1.09 times that of BERT in float32, as a test measures.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-# Of the data sheet's 989 TFLOP/s, large bfloat16 products attain 800; of 3.35 TB/s, kernels attain 3.0 (performance.md
-# 7, and 1.7 for the nominal peak).
-MATMUL_SHARE = 800 / 989
-BANDWIDTH_SHARE = 3.0 / 3.35
-# Of the rate of bare products: the sweep of a loss (630 of 800, performance.md 6.7 "expected"), searches and k-means
-# (600 of 800, performance.md 4.1 and design.md 9), and the encoder's passes, which is an assumption: short sentences in
-# layers a few hundred wide, where normalisation, attention and launches cost as much as products.
-LOSS_SHARE = 630 / 800
-SEARCH_SHARE = 600 / 800
-ENCODER_SHARE = 0.4
+MATMUL_SHARE, BANDWIDTH_SHARE = 800 / 989, 3.0 / 3.35
+# Of the rate of bare products: the sweep of a loss, searches and k-means, and the encoder's passes. The last is an
+# assumption: short sentences in layers a few hundred wide, where normalisation, attention and launches cost as much.
+LOSS_SHARE, SEARCH_SHARE, ENCODER_SHARE = 630 / 800, 600 / 800, 0.4
 # Of a GPU's memory: the rest is the CUDA context's, NCCL's buffers and gaps between blocks. An assumption.
 USABLE_SHARE = 0.9
-NETWORK = 50e9  # bytes a second in and out of a host: one port of 400 Gbit/s (design.md 9)
 HOST_LINK = 55e9  # bytes a second from the host's memory to a GPU: PCIe 5 x16, of 64 nominal. An assumption.
 
 HALVES = ("bf16", "fp16")
 BYTES = {"bf16": 2, "fp16": 2, "tf32": 4, "fp32": 4}
+
+ACTIVATION_BYTES = 34  # for each token, layer and unit of width, in 16 bits
+# Bytes for each parameter: float32 weight, gradient, and AdamW's two moments; mixed precision keeps a 16-bit copy.
+TRAINED_BYTES, COPY_BYTES = 4 + 4 + 8, 2
+# Bytes that AdamW moves for each parameter: weight and moments read and written, gradient read.
+OPTIMIZER_TRAFFIC = 8 + 16 + 4
 
 
 @dataclass(frozen=True)
@@ -71,33 +79,80 @@ class Hardware:
         return self.usable_share * self.memory
 
 
-def _by_data_sheet(
-    name: str, *, memory: float, half: float, tf32: float, single: float, bandwidth: float, link: float, sms: int
-) -> Hardware:
-    """Gigabytes, TFLOP/s, TB/s and GB/s of the data sheet. Links move their nominal bytes (design.md 9)."""
-    rates = (MATMUL_SHARE * 1e12 * peak for peak in (half, tf32, single))
-    bytes_a_second = BANDWIDTH_SHARE * 1e12 * bandwidth
-    source = f"data sheet: {half:g} TFLOP/s in 16 bits, {bandwidth:g} TB/s"
-    return Hardware(name, memory * 1e9, *rates, bytes_a_second, link * 1e9, sms, source)
-
-
+# Of two threads of a CPU: bare float32 products, and a copy of 65536 x 768. There the sweep takes 1.02 to 1.05 times
+# the products. Halves are raised to float32. The memory is a guess.
+CPU = Hardware(
+    "cpu",
+    64e9,
+    150e9,
+    150e9,
+    150e9,
+    15e9,
+    15e9,
+    0,
+    "two threads of an AMD EPYC, benchmarks/RESULTS.md",
+    loss_share=0.95,
+)
+# name, GB, TFLOP/s in 16 bits, TF32 and float32, TB/s, GB/s of NVLink (its nominal bytes), multiprocessors
+DATA_SHEETS = [
+    ("h100", 80, 989, 494, 67, 3.35, 450, 132),
+    ("h200", 141, 989, 494, 67, 4.8, 450, 132),
+    ("a100", 80, 312, 156, 19.5, 2.04, 300, 108),
+    ("b200", 180, 2250, 1100, 80, 8.0, 900, 148),
+]
 GPUS = {
-    "h100": _by_data_sheet(
-        "h100", memory=80, half=989, tf32=494, single=67, bandwidth=3.35, link=450, sms=132
-    ),
-    "h200": _by_data_sheet(
-        "h200", memory=141, half=989, tf32=494, single=67, bandwidth=4.8, link=450, sms=132
-    ),
-    "a100": _by_data_sheet(
-        "a100", memory=80, half=312, tf32=156, single=19.5, bandwidth=2.04, link=300, sms=108
-    ),
-    "b200": _by_data_sheet(
-        "b200", memory=180, half=2250, tf32=1100, single=80, bandwidth=8.0, link=900, sms=148
-    ),
-    # Two threads: bare float32 products and a copy of 65536 x 768, as benchmarks/RESULTS.md has them. There the sweep
-    # takes 1.02 to 1.05 times the products. Halves are raised to float32. The memory is a guess.
-    "cpu": Hardware(
-        "cpu", memory=64e9, half=150e9, tf32=150e9, single=150e9, bandwidth=15e9, link=15e9, processors=0,
-        source="two threads of an AMD EPYC, benchmarks/RESULTS.md", loss_share=0.95,
-    ),
-}  # fmt: skip
+    name: Hardware(
+        name, memory * 1e9, *(MATMUL_SHARE * 1e12 * peak for peak in (half, tf32, single)),
+        BANDWIDTH_SHARE * 1e12 * bandwidth, link * 1e9, processors,
+        f"data sheet: {half:g} TFLOP/s in 16 bits, {bandwidth:g} TB/s",
+    )
+    for name, memory, half, tf32, single, bandwidth, link, processors in DATA_SHEETS
+} | {"cpu": CPU}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A model by its sizes; `parameters` counts all of them, embeddings too.
+
+    Example:
+        >>> f"{ENCODERS['bert-base'].parameters:,}"
+        '109,482,240'
+        >>> f"{ENCODERS['bert-base'].flops(tokens=32):.2e}"
+        '5.47e+09'
+        >>> Encoder.of(7_000_000_000, 4096).layers
+        35
+    """
+
+    name: str
+    layers: int
+    hidden: int
+    parameters: int
+
+    @classmethod
+    def of(cls, parameters: int, dim: int) -> Encoder:
+        """The encoder of that many parameters that is as wide as its embeddings, all of them in layers."""
+        return cls(f"{parameters:,} parameters", max(1, round(parameters / (12 * dim**2))), dim, parameters)
+
+    @classmethod
+    def bert(cls, name: str, layers: int, hidden: int) -> Encoder:
+        """BERT's count: 30,522 words, 512 positions and 2 segments, then layers with biases and norms, and the
+        pooler."""
+        embeddings = (30_522 + 512 + 2 + 2) * hidden  # the last 2: the norm's scale and offset
+        layer = 12 * hidden**2 + 13 * hidden
+        return cls(name, layers, hidden, embeddings + layers * layer + hidden**2 + hidden)
+
+    def flops(self, tokens: int) -> float:
+        """Operations of a forward pass over one text."""
+        return tokens * self.layers * self.hidden * (24.0 * self.hidden + 4.0 * tokens)
+
+    def activation_bytes(self, tokens: int, half: bool) -> float:
+        """Bytes that the backward pass of one text needs."""
+        return tokens * self.layers * self.hidden * ACTIVATION_BYTES * (1 if half else 2)
+
+    def state_bytes(self, half: bool) -> float:
+        """Bytes of weights, gradients and optimizer on every GPU."""
+        return self.parameters * (TRAINED_BYTES + (COPY_BYTES if half else 0))
+
+
+SIZES = {"minilm": (6, 384), "minilm-l12": (12, 384), "bert-base": (12, 768), "bert-large": (24, 1024)}
+ENCODERS = {name: Encoder.bert(name, *size) for name, size in SIZES.items()}
