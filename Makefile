@@ -7,7 +7,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo quick test test-all check bench baseline loss report topk rows kmeans train-bench objectives compiled gpu build info clean
+.PHONY: help demo quick test test-all mutants check bench baseline loss report topk rows kmeans train-bench objectives compiled gpu build info clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,6 +32,9 @@ test: $(STAMP) ## the tests that hold a change: ten minutes on two cores
 
 test-all: $(STAMP) ## every test that needs no GPU, also what only a night has time for
 	FASTCSE_TEST_WHOLE=1 $(BIN)/pytest -n 2
+
+mutants: $(STAMP) ## faults put into a copy of the sources, one at a time, and the test that sees each (NAMES="a b"; an hour)
+	$(BIN)/python tests/mutants.py $(NAMES)
 
 check: $(STAMP) ## lint: ruff, clang-format; lengths and packed code are listed and never fail
 	$(BIN)/ruff check .
