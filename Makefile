@@ -82,8 +82,8 @@ train-bench: $(STAMP) ## one training step beside sentence-transformers', whole 
 	$(BIN)/fastcse bench train --device cpu --steps 3 $(call files,train_cpu)
 
 objectives: $(STAMP) ## HSimCSE and ClusterNS beside InfoNCE, in turns, as JSON
-	$(BIN)/python -m benchmarks.objectives hsimcse
-	$(BIN)/python -m benchmarks.objectives clusterns
+	$(BIN)/python -m benchmarks.studies.objectives hsimcse
+	$(BIN)/python -m benchmarks.studies.objectives clusterns
 
 report: $(STAMP) ## README section, benchmarks/RESULTS.md and figures from the files in benchmarks/results
 	$(BIN)/python -m benchmarks.report

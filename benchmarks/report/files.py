@@ -34,7 +34,7 @@ class Files(NamedTuple):
     training: dict | None  # document of `fastcse bench train`
     loss_stage: dict | None  # document of `fastcse bench train --stage loss`
     gpu_training: dict[str, dict]  # gpu/sm_90/train -> both of these
-    objectives: dict[str, dict]  # objective -> document of `python -m benchmarks.objectives`
+    objectives: dict[str, dict]  # objective -> document of `python -m benchmarks.studies.objectives`
 
 
 def read_files(folder: Path) -> Files:

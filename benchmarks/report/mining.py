@@ -1,4 +1,4 @@
-"""What mined hard negatives are worth, from what `python -m benchmarks.retrieval` wrote."""
+"""What mined hard negatives are worth, from what `python -m benchmarks.studies.retrieval` wrote."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .sts import spread
 
 SCORES = {"ndcg_at_10": "nDCG@10", "recall_at_100": "recall@100"}
 NEGATIVES = {"in-batch": "in-batch alone", "random": "and one random", "mined": "and one mined"}
-NOT_MEASURED = "{}: not measured (`python -m benchmarks.retrieval`)."
+NOT_MEASURED = "{}: not measured (`python -m benchmarks.studies.retrieval`)."
 
 
 def scifact_table(report: dict[str, Any] | None) -> str:

@@ -1,4 +1,4 @@
-"""What whole objectives cost beside InfoNCE, from what `python -m benchmarks.objectives` wrote."""
+"""What whole objectives cost beside InfoNCE, from what `python -m benchmarks.studies.objectives` wrote."""
 
 from __future__ import annotations
 

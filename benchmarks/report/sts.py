@@ -1,4 +1,4 @@
-"""The table of STS scores after training, from what benchmarks/sts.py wrote."""
+"""The table of STS scores after training, from what benchmarks/studies/sts.py wrote."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COLUMNS = {"dev_before": ("STS-B dev before", 2), "dev": ("STS-B dev", 2), "test
 def sts_table(report: dict | None) -> str:
     """Mean and spread over seeds."""
     if report is None:
-        return "STS after training: not measured (`python -m benchmarks.sts`)."
+        return "STS after training: not measured (`python -m benchmarks.studies.sts`)."
     rows, more = [], sorted({name for run in report["runs"] for name in run.get("more", {})})
     for name in sorted({run["objective"] for run in report["runs"]}, key=in_order):
         runs = [run for run in report["runs"] if run["objective"] == name]

@@ -1,23 +1,19 @@
-"""`fastcse bench train` and the costs of objectives: what is computed, what it is compared with, what is not told."""
+"""`fastcse bench train`: what is computed, what it is compared with, what is not told."""
 
 import dataclasses
 import importlib
 import json
 import math
-import sys
 
 import pytest
 import torch
 from tiny_encoder import sentences, write_tiny_encoder
 from typer.testing import CliRunner
 
-from benchmarks import objectives
 from benchmarks.gpu import gather
 from benchmarks.gpu.lane import Lane, Step
 from benchmarks.gpu.stages import steps
-from benchmarks.report import objectives as objectives_report
 from benchmarks.report import training as report
-from benchmarks.report.files import read_files
 from fastcse.bench import measure as frame
 from fastcse.bench.figure import draw
 from fastcse.bench.loss import WrongGradient
@@ -418,59 +414,3 @@ def test_the_targets_of_the_loss_stage():
     assert lines[0].endswith("| >= 3 x | 3.10 x (met) |")
     assert lines[1].endswith("| >= 3 x | 2.90 x (missed) |")
     assert report.training_table(made, report.STEP, "Steps", "make x") == "Steps: not measured (`make x`)."
-
-
-# Whole objectives
-
-
-def test_clusterns_is_held_against_float64_and_has_its_target():
-    made = objectives.measure("clusterns", 60, 16, 5, 1)
-    assert [row["part"] for row in made["rows"]][:3] == ["infonce", "centroids alone", "whole"]
-    assert all(0 <= row["gradient_error"] < 1e-5 and row["loss_error"] < 1e-5 for row in made["rows"])
-    assert made["rows"][0]["to_infonce"] == 1
-    table = objectives_report.objective_table(planted(made), "clusterns")
-    assert "| whole | 60 | 16 | 5 clusters |" in table
-    slow = {"n": 4096, "d": 8, "clusters": 2, "rows": [{"part": "whole", "to_infonce": 1.3}]}
-    text = objectives_report.objective_target_table({"clusterns": planted(slow)})
-    assert "| clusterns, whole | <= 1.25 x | 1.30 x (missed) |" in text
-    assert "| hsimcse, its positive given | <= 1.15 x | not measured |" in text
-
-
-def test_every_pair_of_a_cluster_has_a_gradient(monkeypatch):
-    seen = []
-    monkeypatch.setattr(
-        objectives.fastcse,
-        "clusterns_loss",
-        lambda *rows, **options: seen.append((rows, options)) or rows[0].sum() + rows[1].sum(),
-    )
-    objectives.clusterns(40, 8, 4)
-    rows, options = seen[0]
-    assert options["alpha"] == options["beta"]
-    assert rows[4].sum() == 40
-    assert rows[2].max() < 4
-
-
-def test_a_wrong_objective_is_not_written():
-    rows = torch.randn(2, 20, 8).unbind()
-    leaves = [x.clone().requires_grad_() for x in rows]
-    right = lambda a, c: (a * c).sum()  # noqa: E731
-    assert max(objectives.against_float64("right", right, *leaves)) < 1e-6
-    wrong = lambda a, c: right(a, c) * (1.001 if a.dtype == torch.float32 else 1)  # noqa: E731
-    with pytest.raises(objectives.WrongLoss, match=r"wrong misses float64 by 1\.0e-03"):
-        objectives.against_float64("wrong", wrong, *leaves)
-
-
-def test_the_committed_file_is_readable():
-    files = read_files(objectives.RESULTS)
-    assert "| hinge alone | 4096 |" in objectives_report.objective_table(files.objectives["hsimcse"], "hsimcse")
-    assert objectives_report.objective_table(None, "x") == "x: not measured (`make objectives`)."
-
-
-def test_the_objectives_command(tmp_path, monkeypatch, capsys):
-    out = tmp_path / "out.json"
-    command = ["objectives", "hsimcse", "--n", "12", "--d", "8", "--bank", "40", "--repeat", "1", "--output", str(out)]
-    monkeypatch.setattr(sys, "argv", command)
-    objectives.main()
-    assert "x infonce" in capsys.readouterr().out
-    parts = [row["part"] for row in json.loads(out.read_text())["results"][0]["rows"]]
-    assert parts == ["infonce", "infonce with statistics", "hinge alone", "whole", "adversarial step", "search"]
