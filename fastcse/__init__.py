@@ -14,7 +14,6 @@ from .losses.quadruplet import quadruplet_loss
 from .losses.soft_negative import SoftNegativeStats, soft_negative_loss
 from .losses.spread import alignment, uniformity
 from .mining.corpus_negatives import CorpusNegatives
-from .mining.index import CorpusIndex
 from .mining.negatives import MinedNegatives, mine_negatives
 from .mining.positives import Positives
 from .mining.texts import mine_hard_negatives
@@ -26,6 +25,7 @@ from .ops.clusters import Assignment, ClusterSums, assign, cluster_sums
 from .ops.dispatch import BackendStatus, backends, last_backend
 from .ops.hardest import HardestNegative, hardest_negative
 from .ops.nearest import TopK, topk
+from .retrieval.index import CorpusIndex
 
 __version__ = "0.1.0"
 

@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 from transformers import set_seed
 
 from fastcse.bench.machine import machine
-from fastcse.evaluation.encoding import encode_distinct
+from fastcse.encoding import encode_texts
 from fastcse.files import read_lines, write_atomic
 from fastcse.integrations.sentence_transformers import FusedContrastiveLoss
 from fastcse.losses.infonce import infonce_loss
@@ -132,8 +132,8 @@ def encoded(data: Collection, settings: dict[str, Any], label: str) -> dict[str,
     model = load_encoder(settings["model"])
     model.max_seq_length = settings["tokens"]
     texts = {"query": list(data.queries.values()), "corpus": list(data.corpus.values())}
-    with tqdm(total=sum(len(set(x)) for x in texts.values()), desc=label, dynamic_ncols=True) as progress:
-        return {name: encode_distinct(model, x, progress=progress) for name, x in texts.items()}
+    with tqdm(total=sum(len(x) for x in texts.values()), desc=label, dynamic_ncols=True) as progress:
+        return {name: encode_texts(model, x, progress=progress) for name, x in texts.items()}
 
 
 # SciFact
@@ -160,8 +160,8 @@ class Scorer(InformationRetrievalEvaluator):
         self.label = label
 
     def embed_inputs(self, model: SentenceTransformer, sentences: list[str], encode_fn_name=None, **kwargs) -> Tensor:
-        with tqdm(total=len(set(sentences)), desc=f"{self.label}: {encode_fn_name}", dynamic_ncols=True) as progress:
-            return encode_distinct(model, sentences, batch_size=self.batch_size, progress=progress)
+        with tqdm(total=len(sentences), desc=f"{self.label}: {encode_fn_name}", dynamic_ncols=True) as progress:
+            return encode_texts(model, sentences, batch_size=self.batch_size, progress=progress)
 
 
 def scores(model: SentenceTransformer, test: Collection, label: str) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..mining.approximate import import_faiss
+from ..retrieval.faiss_index import import_faiss
 
 
 def fit_faiss(points: Tensor, start: Tensor, metric: str, iterations: int) -> Tensor:

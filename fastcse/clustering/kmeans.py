@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..mining.arrays import as_rows, check_finite
 from ..ops import checks
 from ..ops.clusters import METRICS
 from ..ops.dispatch import NAMES, choose_backend
 from ..reference import unit_rows
+from ..retrieval.arrays import as_rows, check_finite
 from .faiss_kmeans import fit_faiss
 from .lloyd import Lloyd
 from .seeding import INITS, draw_centroids, given_centroids, working_dtype

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..mining.bars import progress_bar
+from ..encoding import progress_bar
 
 
 def steps(numbers: range, what: str, unit: str, show: bool) -> Iterator[int]:

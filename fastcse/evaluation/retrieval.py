@@ -9,8 +9,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 from tqdm.auto import tqdm
 
+from ..encoding import encode_texts
 from ..losses.spread import alignment, uniformity
-from .encoding import encode_distinct
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class PairRetrievalEvaluator(InformationRetrievalEvaluator):
 
     def embed_inputs(self, model: SentenceTransformer, sentences: list[str], *, encode_fn_name=None, **kwargs):
         """(len(sentences), D) rows; one call for the anchors, one for the positives."""
-        rows = encode_distinct(model, sentences, batch_size=self.batch_size, progress=self.progress)
+        rows = encode_texts(model, sentences, batch_size=self.batch_size, check=False, progress=self.progress)
         setattr(self, "anchor" if encode_fn_name == "query" else "positive", rows)
         return rows
 
@@ -56,8 +56,7 @@ def evaluate_retrieval(
         >>> evaluate_retrieval(model, ["a cat"], ["a small animal"]).recall_at_1       # doctest: +SKIP
         1.0
     """
-    total = len(set(anchors)) + len(set(positives))
-    with tqdm(total=total, desc=label, unit=" sentences", dynamic_ncols=True) as progress:
+    with tqdm(total=2 * len(anchors), desc=label, unit=" sentences", dynamic_ncols=True) as progress:
         evaluator = PairRetrievalEvaluator(anchors, positives, batch_size=batch_size, progress=progress)
         metrics = evaluator(model)
     return RetrievalResult(

@@ -12,8 +12,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 from tqdm.auto import tqdm
 
+from ..encoding import encode_texts
 from ..losses.spread import alignment, uniformity
-from .encoding import encode_distinct
 from .sts import StsSet
 
 CLOSE = 4.0  # alignment is taken over pairs whose gold score is above this, on the 0 to 5 scale (strictly)
@@ -49,8 +49,8 @@ class StsEvaluator(EmbeddingSimilarityEvaluator):
 
     def __call__(self, model: SentenceTransformer, *args, **kwargs) -> dict[str, float]:
         both = self.sentences1 + self.sentences2
-        with self._bar(len(set(both))) as progress:
-            rows = encode_distinct(model, both, batch_size=self.batch_size, progress=progress)
+        with self._bar(len(both)) as progress:
+            rows = encode_texts(model, both, batch_size=self.batch_size, check=False, progress=progress)
         self.rows1, self.rows2 = rows[: len(self.sentences1)], rows[len(self.sentences1) :]
         scores = super().__call__(model, *args, **kwargs)
         return {**scores, **self._spread()} if self.spread else scores
@@ -86,7 +86,7 @@ def evaluate_sts(model: SentenceTransformer, sets: list[StsSet], *, batch_size: 
         >>> print(results[0].name, results[0].spearman)           # doctest: +SKIP
         stsb.dev.tsv.gz 79.7
     """
-    total = sum(len(set(one.sentence1 + one.sentence2)) for one in sets)
+    total = sum(2 * len(one.score) for one in sets)
     with tqdm(total=total, desc="encode", unit=" sentences", dynamic_ncols=True) as progress:
         return [_evaluate(model, one, batch_size, progress) for one in sets]
 

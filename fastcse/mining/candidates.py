@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .blocks import is_excluded
+from ..retrieval.exact import is_excluded
 from .filters import Filters, Tally
 from .options import Window
 from .positives import PairLookup, Positives

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..ops import checks
-from .index import CorpusIndex
-from .sharded_bank import ShardedBank
+from ..retrieval.index import CorpusIndex
+from ..retrieval.sharded import ShardedIndex
 
 REFRESH = ("never", "write-through")
 
@@ -20,7 +20,7 @@ class CorpusNegatives:
         negative_i = mean of the `k` rows nearest to anchor_i behind the first `skip`, each to length 1
 
     Args:
-        index:     what to search: a `CorpusIndex` of metric "cosine" or "ip", or a `ShardedBank` of such.
+        index:     what to search: a `CorpusIndex` of metric "cosine" or "ip", or a `ShardedIndex` of such.
         k:         how many rows are averaged. Where fewer take part, those there are; where none does, the negative is
                    a zero row, whose similarity is 0.
         skip:      how many of the nearest are passed over, since they may say the same as the anchor.
@@ -44,7 +44,7 @@ class CorpusNegatives:
 
     def __init__(
         self,
-        index: CorpusIndex | ShardedBank,
+        index: CorpusIndex | ShardedIndex,
         *,
         k: int = 3,
         skip: int = 0,
@@ -94,7 +94,7 @@ class CorpusNegatives:
 
     def write(self, ids: Tensor, rows: Tensor) -> None:
         """With refresh "write-through", the new rows (n, D) of these ids (n,) into the bank; else nothing. An id of -1
-        is passed over. Over a `ShardedBank` collective, as `rows` is."""
+        is passed over. Over a `ShardedIndex` collective, as `rows` is."""
         if self.refresh == "write-through":
             known = ids >= 0
             self.index.update(ids[known], rows.detach()[known])

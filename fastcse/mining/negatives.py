@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..encoding import progress_bar
 from ..ops import checks
 from ..pairs import METRICS
-from .arrays import as_ids, as_rows, check_finite
-from .bars import progress_bar
+from ..retrieval.arrays import as_ids, as_rows, check_finite
 from .candidates import Finder
 from .filters import Filters
 from .options import MiningOptions

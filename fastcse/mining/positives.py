@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .arrays import as_ids
+from ..retrieval.arrays import as_ids
 
 
 class Positives(NamedTuple):

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..ops.nearest import TopK
 from ..pairs import SHORTEST_NORM
-from .arrays import as_rows, check_finite, is_mapped
-from .index import CorpusIndex
+from ..retrieval.arrays import as_rows, check_finite, is_mapped
+from ..retrieval.index import CorpusIndex
 
 PAIRS_AT_ONCE = 8192
 HALF_STEP = 2.0**-24

@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..encoding import accepted, encode_texts
 from ..ops import checks
-from .arrays import as_rows
-from .encoding import accepted, encode_texts
-from .index import CorpusIndex
+from ..retrieval.arguments import OPTIONS as KINDS
+from ..retrieval.arguments import check_settings
+from ..retrieval.arrays import as_rows
+from ..retrieval.index import CorpusIndex
 from .negatives import MinedNegatives, mine_negatives
 from .options import MiningOptions
 from .pair_texts import PairTexts
-from .request import OPTIONS as KINDS
-from .request import check_settings
 from .rescoring import Rescore
 
 # The model's own similarity, for rows of length 1, on which the dot product is the cosine.

@@ -14,8 +14,8 @@ from transformers import TrainerCallback
 
 from ..errors import InputError
 from ..mining.corpus_negatives import CorpusNegatives
-from ..mining.index import CorpusIndex
-from ..mining.sharded_bank import ShardedBank
+from ..retrieval.index import CorpusIndex
+from ..retrieval.sharded import ShardedIndex
 from .bank_options import BankOptions
 from .data import read_corpus
 from .kept import KeptByStep
@@ -59,7 +59,7 @@ def make_bank(
         index = _encoded(list(dict.fromkeys(texts)), encoder, options.bank, processes)
     ids = _ids_by_text(index, processes)
     if processes.ranks > 1:
-        index = ShardedBank(index)
+        index = ShardedIndex(index)
     try:
         negatives = CorpusNegatives(
             index, k=options.neighbours, skip=options.skip, sample=options.sample, max_score=options.max_similarity,
@@ -184,7 +184,7 @@ class BankUpkeep(TrainerCallback):
     def save(self, step: int) -> None:
         """The bank as it is after `step`."""
         folder, index = self.kept.at(step), self.negatives.index
-        if isinstance(index, ShardedBank):
+        if isinstance(index, ShardedIndex):
             folder.mkdir(parents=True, exist_ok=True)
             folder, index = folder / f"part-{self.processes.rank}", index.local_index
         index.save(folder)

@@ -8,8 +8,8 @@ import torch.distributed as dist
 from ranks import together
 
 from fastcse import CorpusIndex
-from fastcse.mining import shards
-from fastcse.mining.shards import ShardedIndex
+from fastcse.retrieval import sharded
+from fastcse.retrieval.sharded import ShardedIndex
 
 SEED = 20231018
 
@@ -147,7 +147,7 @@ def made_wrong(rank, ranks):
 
 
 def ids_in_many_messages(rank, ranks):
-    shards.IDS_PER_MESSAGE = 3
+    sharded.IDS_PER_MESSAGE = 3
     ids = torch.randperm(50, generator=torch.Generator().manual_seed(0))
     mine = [ids[:31], ids[31:]][rank]
     assert len(ShardedIndex(CorpusIndex(torch.randn(len(mine), 3), ids=mine))) == 50

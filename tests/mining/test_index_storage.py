@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from fastcse import CorpusIndex
-from fastcse.mining import storage
+from fastcse.retrieval import storage
 
 TEXTS = ["a dog", "two\nlines \u2028 and \x85 more", "", 'quoted "é" \U0001f600', "a dog", "\ud800"]
 OPTIONS = {

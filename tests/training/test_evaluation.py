@@ -10,8 +10,8 @@ from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 from tiny_encoder import sentences, write_tiny_encoder
 
+from fastcse.encoding import encode_texts
 from fastcse.errors import InputError
-from fastcse.evaluation.encoding import encode_distinct
 from fastcse.evaluation.retrieval import evaluate_retrieval
 from fastcse.evaluation.spearman import evaluate_sts
 from fastcse.evaluation.sts import StsSet, find_sts, read_sts
@@ -79,7 +79,7 @@ def test_each_distinct_sentence_is_encoded_once_and_rows_keep_their_order(encode
     monkeypatch.setattr(
         SentenceTransformer, "encode", lambda self, part, **kw: calls.extend(part) or original(self, part, **kw)
     )
-    rows = encode_distinct(encoder, text, batch_size=2)
+    rows = encode_texts(encoder, text, batch_size=2)
     assert sorted(calls) == sorted(set(text))
     np.testing.assert_allclose(rows.numpy(), original(encoder, text), atol=1e-6)
 

@@ -16,7 +16,7 @@ from fastcse.cli import app
 from fastcse.errors import InputError
 from fastcse.integrations.sentence_transformers import FusedContrastiveLoss
 from fastcse.mining.corpus_negatives import CorpusNegatives
-from fastcse.mining.index import CorpusIndex
+from fastcse.retrieval.index import CorpusIndex
 from fastcse.training.bank_options import BankOptions
 from fastcse.training.corpus_bank import make_bank
 from fastcse.training.options import TrainOptions

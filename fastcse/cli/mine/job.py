@@ -10,8 +10,8 @@ from datasets import Dataset
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Router
 
+from ...encoding import encode_texts
 from ...errors import InputError
-from ...mining.encoding import encode_texts
 from ...mining.formats import as_dataset
 from ...mining.negatives import MinedNegatives
 from ...mining.pair_texts import PairTexts, read_pairs

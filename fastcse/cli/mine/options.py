@@ -11,8 +11,8 @@ from typing import Any
 from ...errors import InputError
 from ...mining.formats import FORMATS
 from ...mining.options import MiningOptions
-from ...mining.request import OPTIONS as KINDS
-from ...mining.request import check_settings
+from ...retrieval.arguments import OPTIONS as KINDS
+from ...retrieval.arguments import check_settings
 from ...training.options import DIGEST, check_at_least, check_backend, flag
 
 INDEXES = tuple(KINDS)

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..distributed import Exchange
 from ..ops.nearest import TopK
-from .blocks import merge_best
+from ..reference import unit_rows
+from .arguments import make_search
+from .exact import merge_best
 from .index import CorpusIndex
-from .request import make_search
 
 IDS_PER_MESSAGE = 1 << 20
 
 
 class ShardedIndex:
-    """The corpus whose parts the ranks of a group hold, searched as one index would be.
+    """The corpus whose parts the ranks of a group hold, searched and written through as one index would be.
 
-    Making one and searching it are collective: every rank of the group calls them, each with queries of its own, and a
-    mistake on one rank is an error on all of them.
+    All but `refresh` is collective: every rank of the group calls it, each with rows of its own, and a mistake on one
+    rank is an error on all of them.
 
     Args:
         local_index: this rank's part, its ids being those of the whole corpus; None where a rank has no rows.
@@ -47,13 +50,17 @@ class ShardedIndex:
         mistake = f"local_index must be a CorpusIndex or None, got {type(local_index).__name__}" if strange else None
         _raise_together(ValueError, self._exchange(mistake))
         mine = None if local_index is None else (local_index.metric, local_index.dim)
-        parts = self._exchange((mine, 0 if local_index is None else len(local_index), _is_double(local_index)))
+        dtype = None if local_index is None else (local_index.dtype, local_index.kind == "exact")
+        parts = self._exchange((mine, 0 if local_index is None else len(local_index), dtype))
         kinds = {kind for kind, _, _ in parts if kind is not None}
         if len(kinds) != 1:
             found = ", ".join(f"rank {rank}: {kind}" for rank, (kind, _, _) in enumerate(parts))
             raise ValueError(f"all parts must have one metric and length of rows, got {found}")
         ((self.metric, self.dim),) = kinds
-        self._lengths, self._double = [length for _, length, _ in parts], all(double for _, _, double in parts)
+        self._lengths = [length for _, length, _ in parts]
+        dtypes = {dtype for _, _, dtype in parts if dtype is not None}
+        self._double = dtypes == {(torch.float64, True)}
+        self._sum_dtype = functools.reduce(torch.promote_types, (dtype for dtype, _ in dtypes), torch.float32)
         self._check_ids()
 
     def __len__(self) -> int:
@@ -97,6 +104,47 @@ class ShardedIndex:
         values = received[0].to(torch.float64 if double else torch.float32)
         best, home = merge_best(values, received[1], k, self.metric), getattr(query, "device", "cpu")
         return TopK(best.values.to(home), best.indices.to(home))
+
+    def unit_sums(self, ids: Tensor) -> Tensor:
+        """(N, D) sums of the rows of these ids (N, k), each to length 1, in float32 at least; -1 adds nothing.
+
+        Each rank adds up its own rows for the queries of every rank: N D numbers are exchanged, whatever k is.
+        """
+        exchange = Exchange.of([ids], self.group, empty=True)
+        whole = exchange.gather(ids, 0)
+        sums = torch.zeros(len(whole), self.dim, dtype=self._sum_dtype, device=ids.device)
+        mine = self._is_mine(whole)
+        if mine.any():
+            owner = torch.arange(len(whole), device=ids.device)[:, None].expand_as(whole)[mine]
+            rows = self.local_index.rows(whole[mine].to(self.local_index.device))
+            rows = unit_rows(rows.to(self._sum_dtype)).to(sums)
+            # One sum after another, in a fixed order: a position is the row's place among the k.
+            for place in range(ids.shape[1]):
+                here = mine.nonzero()[:, 1] == place
+                sums.index_add_(0, owner[here], rows[here])
+        return exchange.scatter_sum(sums, 0)
+
+    def update(self, ids: Tensor, rows: Tensor) -> None:
+        """Write new rows (n, D) in the place of those with these ids (n,), on the ranks that hold them; of an id that
+        comes twice the last row of the last rank counts."""
+        exchange = Exchange.of([rows], self.group, empty=True)
+        ids, rows = exchange.gather(ids, 0), exchange.gather(rows, 0)
+        mine = self._is_mine(ids)
+        if mine.any():
+            self.local_index.update(ids[mine], rows[mine])
+
+    def _is_mine(self, ids: Tensor) -> Tensor:
+        if self.local_index is None:
+            return torch.zeros_like(ids, dtype=torch.bool)
+        return torch.isin(ids, self.local_index.ids.to(ids.device))
+
+    def refresh(self, model: Any, *, progress: bool = True) -> None:
+        """Encode this rank's texts anew."""
+        if self.local_index is not None:
+            self.local_index.refresh(model, progress=progress and self._rank() == 0)
+
+    def __repr__(self) -> str:
+        return f"ShardedIndex({len(self)} rows, here {self.local_index!r})"
 
     def _agree(self, query: Tensor, k: int, exclude_id: Any, max_score: Any, min_score: Any) -> tuple[dict, list[dict]]:
         """This rank's tensors, and what every rank brings. No rank goes on before all are known to be sound."""
@@ -192,10 +240,6 @@ class ShardedIndex:
         if dist.get_backend(self.group) == "nccl":
             return x.device if x is not None and x.is_cuda else torch.device("cuda", torch.cuda.current_device())
         return torch.device("cpu")
-
-
-def _is_double(index: CorpusIndex | None) -> bool:
-    return index is None or (index.dtype == torch.float64 and index.kind == "exact")
 
 
 def _raise_together(kind: type[Exception], errors: list[str | None]) -> None:

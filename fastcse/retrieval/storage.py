@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .approximate import FaissIndex
 from .arrays import PIECE_BYTES, as_rows, pieces
+from .faiss_index import FaissIndex
 
 FORMAT, VERSION = "fastcse.CorpusIndex", 1
 MANIFEST, ROWS, IDS, TEXTS, FAISS = "manifest.json", "rows.npy", "ids.npy", "texts.jsonl.gz", "index.faiss"

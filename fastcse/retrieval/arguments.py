@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ..ops import checks
 from ..pairs import METRICS
-from .approximate import import_faiss
 from .arrays import as_ids, as_rows
-from .blocks import Search
+from .exact import Search
+from .faiss_index import import_faiss
 
 OPTIONS = {
     "exact": ("block_bytes",),

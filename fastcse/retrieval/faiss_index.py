@@ -12,7 +12,7 @@ from torch import Tensor
 from ..ops.nearest import TopK
 from ..reference import unit_rows
 from .arrays import PIECE_BYTES, RowIds, pieces
-from .blocks import Search, is_excluded, merge_best
+from .exact import Search, is_excluded, merge_best
 
 INSTALL = "pip install 'fastcse[mining]' (with a GPU: 'fastcse[mining-gpu]')"
 # FAISS trains centroids on at most 256 rows each and wants at least 39.

@@ -10,18 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..encoding import check_texts, encode_texts
+from ..files import read_lines
 from ..ops.nearest import TopK
 from ..reference import unit_rows
 from . import storage
-from .approximate import FaissIndex
-from .arrays import RowIds, check_finite
-from .bank import Bank
-from .blocks import BLOCK_BYTES, search_blocks
-from .encoded import check_same_width, check_texts, encode_texts, read_texts
-from .request import check_settings, make_search
+from .arguments import check_settings, make_search
+from .arrays import RowIds, as_rows, check_finite
+from .exact import BLOCK_BYTES, search_blocks
+from .faiss_index import FaissIndex
 
 
-class CorpusIndex(Bank):
+class CorpusIndex:
     r"""A corpus of embeddings for nearest-row search: exact by default, through FAISS on request.
 
     Args:
@@ -65,7 +65,11 @@ class CorpusIndex(Bank):
         **options: Any,
     ):
         check_settings(metric, kind, dtype, backend, options)
-        super().__init__(rows, ids, dtype, check or kind != "exact")
+        self._rows, self._writable = as_rows("rows", rows, dtype)
+        self._ids = RowIds(ids, len(self), self.device)
+        self._check = check or kind != "exact"
+        if self._check:
+            check_finite("rows", self._rows, self.ids)
         self.metric, self.kind, self.backend = metric, kind, backend
         self.texts = None if texts is None else check_texts("texts", texts, len(self))
         self._encoding: dict = {}
@@ -99,10 +103,10 @@ class CorpusIndex(Bank):
         backend = options.pop("backend", None)
         # Encoding may take hours: what is wrong with the rest is said before.
         check_settings(metric, kind, dtype, backend, options)
-        texts, numbers = read_texts(texts_or_path)
+        texts, numbers = _read_texts(texts_or_path)
         ids = RowIds(numbers if ids is None else ids, len(texts), torch.device("cpu")).values
         encoding = {"batch_size": batch_size, "prompt_name": prompt_name, "prompt": prompt}
-        rows = encode_texts(model, texts, **encoding, progress=progress, dtype=dtype)
+        rows = encode_texts(model, texts, **encoding, dtype=dtype, check=check, progress=progress)
         index = cls(rows, ids=ids, metric=metric, kind=kind, backend=backend, texts=texts, check=check, **options)
         index._encoding = encoding
         return index
@@ -115,11 +119,10 @@ class CorpusIndex(Bank):
         """
         if self.texts is None:
             raise ValueError("refresh needs the texts, and this index has none: build it by from_texts or with texts=")
-        options = {"progress": progress, "dtype": self.dtype, "device": self.device}
+        options = {"dtype": self.dtype, "device": self.device, "check": self._check, "progress": progress}
         rows = encode_texts(model, self.texts, **self._encoding, **options)
-        check_same_width(rows, self._rows)
-        if self._check:
-            check_finite("the model's output", rows, self.ids)
+        if rows.shape[1] != self.dim:
+            raise ValueError(f"refresh needs a model with rows of length {self.dim}, got {rows.shape[1]}")
         if self._faiss is not None:
             self._faiss = FaissIndex(self.kind, self.metric, rows, self._given)
         self._rows, self._writable = rows, True
@@ -171,14 +174,49 @@ class CorpusIndex(Bank):
         near = self.rows(known.flatten()).to(torch.promote_types(self.dtype, torch.float32))
         return (unit_rows(near).reshape(*ids.shape, -1) * there[:, :, None]).sum(1)
 
-    def _check_replaceable(self) -> None:
-        super()._check_replaceable()
+    def rows(self, ids: Tensor | np.ndarray | Sequence[int]) -> Tensor:
+        """(n, D) copies of the rows with these ids (n,), in the order of the ids."""
+        return self._rows[self._ids.rows(ids)]
+
+    @torch.inference_mode()  # rows that come from a model are often inference tensors, written to nowhere else
+    def update(self, ids: Tensor | np.ndarray | Sequence[int], rows: Tensor | np.ndarray) -> None:
+        """Write new rows (n, D) in the place of those with these ids (n,), in the type of the index.
+
+        Of an id that comes twice the last row counts. Kind "hnsw" cannot: its graph is built from the rows.
+
+        Raises:
+            ValueError: an id is not in the index, shapes disagree, a row is not finite, the rows are read only.
+        """
+        if not self._writable:
+            raise ValueError(
+                "update needs rows that can be written to, got a read-only array: open the map with mode 'r+', or load "
+                "the index with mmap=False"
+            )
         if self._faiss is not None:
             self._faiss.check_replaceable()
-
-    def _replaced(self, place: Tensor, rows: Tensor) -> None:
+        place = self._ids.rows(ids)
+        if place.numel() == 0:
+            return
+        new, _ = as_rows("rows", rows)
+        if new.shape != (place.shape[0], self.dim):
+            raise ValueError(f"rows must have shape {(place.shape[0], self.dim)} for these ids, got {tuple(new.shape)}")
+        new = new.to(self._rows)
+        if self._check:
+            check_finite("rows", new, self.ids[place])
+        order = place.argsort(stable=True)
+        last = torch.ones_like(place, dtype=torch.bool)
+        last[:-1] = place[order][1:] != place[order][:-1]
+        place, new = place[order[last]], new[order[last]]
+        self._rows.index_copy_(0, place, new)
         if self._faiss is not None:
-            self._faiss.replace(place, rows)
+            self._faiss.replace(place, new)
+
+    def to(self, device: torch.device | str) -> CorpusIndex:
+        """Move rows to a device, for which a memory map is read whole, and return the index; FAISS keeps its own."""
+        moved = self._rows.to(device)
+        if moved.device != self.device:
+            self._rows, self._writable, self._ids = moved, True, self._ids.to(moved.device)
+        return self
 
     def save(self, folder: str | Path) -> None:
         """Write the index to a folder: rows, ids, texts, FAISS's index, and a manifest with a checksum for each.
@@ -221,6 +259,38 @@ class CorpusIndex(Bank):
         """The options of the kind, with what was left out filled in."""
         return dict(self._faiss.options) if self._faiss is not None else {"block_bytes": BLOCK_BYTES} | self._given
 
+    @property
+    def ids(self) -> Tensor:
+        """(M,) int64, the id of each row."""
+        return self._ids.values
+
+    @property
+    def dim(self) -> int:
+        """D, the length of a row."""
+        return self._rows.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the rows."""
+        return self._rows.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows are."""
+        return self._rows.device
+
+    def __len__(self) -> int:
+        return self._rows.shape[0]
+
     def __repr__(self) -> str:
         kind = f"{str(self.dtype).removeprefix('torch.')}, metric={self.metric!r}, kind={self.kind!r}"
         return f"CorpusIndex({len(self)} x {self.dim}, {kind}, device={str(self.device)!r})"
+
+
+def _read_texts(source: str | Path | Sequence[str]) -> tuple[list[str], Tensor | None]:
+    """Texts and their ids: of a list, with None, or the lines of a text file that are not blank, with their numbers."""
+    if not isinstance(source, str | Path):
+        return check_texts("texts_or_path", source), None
+    lines = [line.strip() for line in read_lines(source, "texts_or_path")]
+    numbers = [number for number, line in enumerate(lines) if line]
+    return [lines[number] for number in numbers], torch.tensor(numbers)
