@@ -50,7 +50,8 @@ def check_vector(
 
 
 def check_index(name: str, index: Tensor | None, size: int, of: str, *, none: bool = False) -> None:
-    """Every entry numbers one of `size` rows of `of`; with `none` -1 is allowed too. CPU tensors only: a GPU would stall.
+    """Every entry numbers one of `size` rows of `of`; with `none` -1 is allowed too. CPU tensors only: a GPU would
+    stall.
 
     Ops call it with real tensors, so that compiled code is checked too; while something traces it does nothing.
     """

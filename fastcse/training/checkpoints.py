@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 from ..errors import InputError
@@ -15,6 +16,8 @@ RANKS = "processes"  # in that file
 STEP = re.compile(r"checkpoint-\d+")
 # The Trainer writes this file last, so a folder without it is what a killed process left behind.
 LAST_WRITTEN = "trainer_state.json"
+# Any of these says that a folder holds a model.
+MODEL_FILES = ("modules.json", "config.json", "adapter_config.json", "model.safetensors", "pytorch_model.bin")
 
 
 def last_checkpoint(output_dir: str | Path) -> Path | None:
@@ -37,22 +40,24 @@ def prepare_output(options: TrainOptions, ranks: int = 1) -> Path | None:
 
     Raises:
         InputError: resuming without a checkpoint or under other options than the first run's, or starting anew in a
-            folder that holds checkpoints.
+            folder that holds a model or checkpoints, without `overwrite`; or the folder is that of the model itself.
     """
     folder = Path(options.output_dir)
+    if folder.exists() and folder.resolve() == Path(options.model).resolve():
+        raise InputError(f"--output-dir {options.output_dir!r} is the folder of --model: it would be lost")
     checkpoint = last_checkpoint(folder)
     if options.resume:
         if checkpoint is None:
             raise InputError(f"--resume found no complete checkpoint in --output-dir {options.output_dir!r}")
         _check_same_run(folder / OPTIONS_FILE, options, ranks)
-    elif checkpoint is not None:
-        raise InputError(
-            f"--output-dir {options.output_dir!r} holds {checkpoint.name} of an earlier run: "
-            "add --resume to continue it, or name another folder"
-        )
+    elif not options.overwrite:
+        _check_empty(folder, checkpoint)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not options.resume:
+            for path in folder.glob("checkpoint-*"):  # a later --resume must not find those of the run before
+                if STEP.fullmatch(path.name):
+                    shutil.rmtree(path)
             # Whole or not at all: without it no run can be resumed.
             part = folder / f".{OPTIONS_FILE}.part"
             part.write_text(json.dumps({**options.identity(), RANKS: ranks}, indent=2) + "\n", encoding="utf-8")
@@ -60,6 +65,19 @@ def prepare_output(options: TrainOptions, ranks: int = 1) -> Path | None:
     except OSError as error:
         raise InputError(f"--output-dir {options.output_dir!r} cannot be written: {error.strerror}") from None
     return checkpoint if options.resume else None
+
+
+def _check_empty(folder: Path, checkpoint: Path | None) -> None:
+    """An InputError if the folder holds checkpoints or a model."""
+    if checkpoint is not None:
+        raise InputError(
+            f"--output-dir {str(folder)!r} holds {checkpoint.name} of an earlier run: add --resume to continue it, "
+            "--overwrite to replace it, or name another folder"
+        )
+    if any((folder / name).is_file() for name in MODEL_FILES):
+        raise InputError(
+            f"--output-dir {str(folder)!r} holds a model: add --overwrite to replace it, or name another folder"
+        )
 
 
 def _check_same_run(path: Path, options: TrainOptions, ranks: int) -> None:

@@ -20,7 +20,7 @@ from .surrounding_options import check_surroundings
 
 POOLINGS = ("cls", "mean")
 # These do not change the losses of a run, so a resumed run may differ in them.
-FREE_ON_RESUME = {"output_dir", "resume", "backend", "tensorboard"}
+FREE_ON_RESUME = {"output_dir", "resume", "overwrite", "backend", "tensorboard"}
 SIMCSE_EVAL_STEPS = 125
 DIGEST = "_sha256"  # ends the name of what is no option, but the content of the file that an option names
 
@@ -69,6 +69,7 @@ class TrainOptions:
     gradient_checkpointing: bool = False
     tensorboard: bool = False
     resume: bool = False
+    overwrite: bool = False
     backend: str | None = None
     recipe: str | None = None
     head: str | None = None
@@ -97,6 +98,8 @@ class TrainOptions:
         for name, value in self.objective_options.items():
             _check_objective_option(name, value)
         _check_ending(self)
+        if self.resume and self.overwrite:
+            raise InputError("expected one of --resume and --overwrite, got both")
         check_surroundings(self)
         check_backend(self.backend)
 

@@ -88,7 +88,7 @@ def test_the_file_is_read_as_a_memory_map(call, monkeypatch):
 
 def test_either_file_can_be_asked_for_alone_and_replaces_an_older_one(call, tmp_path):
     (tmp_path / "a.npy").write_text("older")
-    done = call("--json", to=("--labels", "a.npy"))
+    done = call("--json", "--overwrite", to=("--labels", "a.npy"))
     assert done.exit_code == 0, done.output
     assert np.load(tmp_path / "a.npy").shape == (N,)
     report = json.loads(done.stdout)
@@ -98,12 +98,21 @@ def test_either_file_can_be_asked_for_alone_and_replaces_an_older_one(call, tmp_
     assert written(tmp_path) == ["a.npy", "new/c.npy", "points.npy"]
 
 
+def test_results_are_kept_unless_they_may_be_replaced(call, tmp_path):
+    for name, to in (("labels", ("--output-dir", "out")), ("centroids", ("--centroids", "out/centroids.npy"))):
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out" / f"{name}.npy").write_bytes(b"older")
+        refused(call(to=to), f"--{name}", f"out/{name}.npy' exists: add --overwrite to replace it")
+        assert (tmp_path / "out" / f"{name}.npy").read_bytes() == b"older"
+        assert call("--overwrite", to=to).exit_code == 0
+
+
 def test_options_reach_kmeans(call):
     once = json.loads(call("--init", "random", "--max-iter", 1, "--json").stdout)
     assert once["iterations"] == 1
-    assert json.loads(call("--backend", "reference", "--json").stdout)["backend"] == "reference"
-    exact = json.loads(call("--tol", 0, "--json").stdout)
-    loose = json.loads(call("--tol", 1e9, "--json").stdout)
+    assert json.loads(call("--backend", "reference", "--overwrite", "--json").stdout)["backend"] == "reference"
+    exact = json.loads(call("--tol", 0, "--overwrite", "--json").stdout)
+    loose = json.loads(call("--tol", 1e9, "--overwrite", "--json").stdout)
     assert loose["iterations"] == 1 < exact["iterations"]
 
 
@@ -214,7 +223,7 @@ def test_a_disk_that_is_full_leaves_no_file_and_the_older_ones(call, tmp_path, m
         plain(file, array, **options)
 
     monkeypatch.setattr(files.np, "save", full)
-    refused(call("--seed", 1, "--init", "random"), "centroids.npy", "cannot be written: No space left on device")
+    refused(call("--seed", 1, "--overwrite"), "centroids.npy", "cannot be written: No space left on device")
     assert {name: (tmp_path / name).read_bytes() for name in written(tmp_path)} == before
 
 

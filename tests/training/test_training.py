@@ -451,11 +451,29 @@ def test_resuming_needs_the_same_run(options, tmp_path):
     train(options(max_steps=2, eval_steps=1))
     with pytest.raises(InputError, match=r"holds checkpoint-2 of an earlier run: add --resume"):
         train(options(max_steps=2, eval_steps=1))
+    train(options(max_steps=1, eval_steps=1, overwrite=True))
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-1"]
+    with pytest.raises(InputError, match="expected one of --resume and --overwrite, got both"):
+        options(overwrite=True, resume=True)
+    train(options(max_steps=2, eval_steps=1, overwrite=True))
     with pytest.raises(InputError, match=r"--lr is 0\.5, but the run that --resume continues had 0\.001"):
         train(options(max_steps=2, eval_steps=1, lr=0.5, resume=True))
     (tmp_path / "out" / "fastcse_train.json").unlink()
     with pytest.raises(InputError, match="not a fastcse run"):
         train(options(max_steps=2, eval_steps=1, resume=True))
+
+
+def test_a_folder_that_holds_a_model_is_kept(options, tmp_path, encoder_path):
+    kept = shutil.copytree(encoder_path, tmp_path / "kept")
+    before = {path: path.read_bytes() for path in kept.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=r"--output-dir '.*kept' holds a model: add --overwrite to replace it"):
+        train(options(output_dir=str(kept)))
+    for more in ({}, {"overwrite": True}):
+        with pytest.raises(InputError, match=r"--output-dir '.*kept' is the folder of --model: it would be lost"):
+            train(options(output_dir=str(kept), model=str(kept), **more))
+    assert before == {path: path.read_bytes() for path in kept.rglob("*") if path.is_file()}
+    train(options(output_dir=str(kept), max_steps=1, overwrite=True))
+    assert before != {path: path.read_bytes() for path in before}
 
 
 def test_a_run_that_cannot_work_is_refused_before_it_starts(options, tmp_path):

@@ -31,13 +31,17 @@ def cluster(
                                                    rich_help_panel="Where to")] = None,
     labels: Annotated[str | None, typer.Option(help="(N,) int64, the cluster of each point.", **OUT)] = None,
     centroids: Annotated[str | None, typer.Option(help="(K, D) float32.", **OUT)] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace labels and centroids that exist.",
+                                            rich_help_panel="Where to")] = False,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Cluster the rows of an .npy file by k-means over all of them, also of a file larger than memory."""
     from .job import ClusterOptions, run_cluster
 
     report = run_cluster(
-        ClusterOptions(vectors, clusters, metric, init, max_iter, tol, seed, backend, output_dir, labels, centroids)
+        ClusterOptions(
+            vectors, clusters, metric, init, max_iter, tol, seed, backend, output_dir, labels, centroids, overwrite
+        )
     )
     show(report, as_json, _facts(report))
 

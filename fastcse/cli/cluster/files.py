@@ -40,7 +40,9 @@ def open_vectors(path: str) -> np.memmap:
     return rows
 
 
-def output_files(vectors: str, output_dir: str | None, labels: str | None, centroids: str | None) -> dict[str, Path]:
+def output_files(
+    vectors: str, output_dir: str | None, labels: str | None, centroids: str | None, overwrite: bool = False
+) -> dict[str, Path]:
     """What is written, by name, and where.
 
     Raises:
@@ -59,6 +61,8 @@ def output_files(vectors: str, output_dir: str | None, labels: str | None, centr
             raise InputError(f"--{name} {str(path)!r} is a folder: expected a file")
         if path.resolve() == Path(vectors).resolve():
             raise InputError(f"{name} would be written to {str(path)!r}, the file of VECTORS: it would be lost")
+        if path.exists() and not overwrite:
+            raise InputError(f"--{name} {str(path)!r} exists: add --overwrite to replace it")
     if len({path.resolve() for path in named.values()}) < len(named):
         raise InputError(f"--labels and --centroids are both {str(named['labels'])!r}: expected two files")
     return named

@@ -41,6 +41,7 @@ class ClusterOptions:
     output_dir: str | None = None
     labels: str | None = None
     centroids: str | None = None
+    overwrite: bool = False
 
     def __post_init__(self):
         for name, known in (("metric", METRICS), ("init", INITS)):
@@ -61,7 +62,7 @@ def run_cluster(options: ClusterOptions) -> dict[str, Any]:
         InputError: the file is not what it should be, it has fewer points than clusters, a point is not finite, or a
             result cannot be written.
     """
-    files = output_files(options.vectors, options.output_dir, options.labels, options.centroids)
+    files = output_files(options.vectors, options.output_dir, options.labels, options.centroids, options.overwrite)
     points = open_vectors(options.vectors)
     make_folders(files)
     kmeans = KMeans(options.clusters, metric=options.metric, init=options.init, max_iter=options.max_iter,

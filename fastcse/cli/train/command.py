@@ -124,6 +124,9 @@ def train(
         bool, typer.Option("--tensorboard", help="Write the log for TensorBoard too, in DIR/runs.")
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run of --output-dir.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the model or run that --output-dir holds.")
+    ] = False,
     backend: Backend = None,
     as_json: Json = False,
 ) -> None:
@@ -136,7 +139,8 @@ def train(
         hard_negatives=hard_negatives, batch_size=batch_size, mini_batch_size=mini_batch_size, max_steps=max_steps,
         max_gathered_bytes=max_gathered_bytes, lr=lr, max_length=max_length,
         seed=seed, sts_dir=sts_dir, eval_steps=eval_steps, patience=patience, bf16=bf16,
-        gradient_checkpointing=gradient_checkpointing, tensorboard=tensorboard, resume=resume, backend=backend,
+        gradient_checkpointing=gradient_checkpointing, tensorboard=tensorboard, resume=resume, overwrite=overwrite,
+        backend=backend,
         recipe=recipe, head=head, view=view, view_rate=view_rate, queue=queue, queue_momentum=queue_momentum,
         objective_options={
             "temperature": temperature, "margin": margin, "quadruplet_weight": quadruplet_weight,
