@@ -3,8 +3,10 @@
 import doctest
 import importlib
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,24 @@ def test_examples_run(path):
     module = importlib.import_module(".".join(["fastcse", *parts]).removesuffix(".__init__"))
     found = examples(module, **vars(module))
     assert not sum(doctest.DocTestRunner(optionflags=FLAGS).run(test).failed for test in found)
+
+
+# ---------------------------------------------------------------- sdist
+
+
+def test_an_sdist_holds_what_builds_and_tests_it(tmp_path):
+    files = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True, cwd=ROOT.parent).stdout
+    files = [name for name in files.splitlines() if (ROOT.parent / name).is_file()]
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT.parent / name, tmp_path / name)
+    build = [sys.executable, "setup.py", "-q", "sdist"]
+    done = subprocess.run(build, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (made,) = (tmp_path / "dist").iterdir()
+    with tarfile.open(made) as archive:
+        inside = {name.partition("/")[2] for name in archive.getnames()}
+    assert [name for name in files if name not in inside and not name.startswith(".")] == []
 
 
 # ---------------------------------------------------------------- imports
