@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 from .errors import InputError, flag
 
 BLOCK = 1 << 22
+TABLES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 SHA256 = "_sha256"  # ends the name of what is no option, but the content of the file that an option names
 
 
@@ -50,9 +51,17 @@ def read_lines(path: str | Path, argument: str) -> list[str]:
 def _iterate(path: Path) -> Iterator[str]:
     opener = gzip.open if path.suffix == ".gz" else open
     # Only "\n" ends a line: a lone "\r", or a Unicode line separator inside a sentence, must not split it.
-    with opener(path, "rt", encoding="utf-8", newline="\n") as file:
+    # Editors and Excel begin UTF-8 with a byte order mark, which is no part of the first line.
+    with opener(path, "rt", encoding="utf-8-sig", newline="\n") as file:
         for line in file:
             yield line.rstrip("\r\n")
+
+
+def refuse_tables(path: str | Path, argument: str) -> None:
+    """An InputError if the name of a file that is read line by line says that its lines are no sentences."""
+    suffix = Path(str(path).removesuffix(".gz")).suffix.lower()
+    if suffix in TABLES:
+        raise InputError(f"{argument} {str(path)!r} is a {suffix} file: expected plain text, one text a line")
 
 
 def write_atomic(path: str | Path, content: str | bytes | Callable[[BinaryIO], object]) -> None:

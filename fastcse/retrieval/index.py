@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..encoding import check_texts, encode_texts
-from ..files import read_lines
+from ..files import read_lines, refuse_tables
 from ..ops.nearest import TopK
 from ..reference import unit_rows
 from . import storage
@@ -291,6 +291,7 @@ def _read_texts(source: str | Path | Sequence[str]) -> tuple[list[str], Tensor |
     """Texts and their ids: of a list, with None, or the lines of a text file that are not blank, with their numbers."""
     if not isinstance(source, str | Path):
         return check_texts("texts_or_path", source), None
+    refuse_tables(source, "texts_or_path")
     lines = [line.strip() for line in read_lines(source, "texts_or_path")]
     numbers = [number for number, line in enumerate(lines) if line]
     return [lines[number] for number in numbers], torch.tensor(numbers)

@@ -7,14 +7,16 @@ from pathlib import Path
 from datasets import Dataset
 
 from ..errors import InputError
-from ..files import read_lines
+from ..files import read_lines, refuse_tables
 
 
 def read_corpus(path: str | Path, argument: str = "--corpus") -> Dataset:
     """One sentence a line, plain or `.gz`; blank lines are passed over. One column, `anchor`.
 
     The positive of a sentence is the sentence itself under another dropout mask (SimCSE, unsupervised).
+    A table or JSON, by its name, is an InputError: its lines are no sentences.
     """
+    refuse_tables(path, argument)
     lines = (line.strip() for line in read_lines(path, argument))
     return Dataset.from_dict({"anchor": [line for line in lines if line]})
 

@@ -443,7 +443,7 @@ def test_filters_that_leave_nothing_write_nothing(call, files, encoded):
         (("--pairs", "{}/nowhere"), "--pairs '{}/nowhere' does not exist"),
         (("--pairs", "{}/empty.tsv"), "--pairs '{}/empty.tsv' is empty"),
         (("--pairs", "{}/header.tsv"), "--pairs '{}/header.tsv' holds no pair below its header"),
-        (("--corpus", "{}/empty.tsv"), "--corpus '{}/empty.tsv' is empty"),
+        (("--corpus", "{}/empty.tsv"), "--corpus '{}/empty.tsv' is a .tsv file: expected plain text, one text a line"),
         (("--corpus", "{}/binary.txt"), "--corpus '{}/binary.txt' is not UTF-8 text"),
         (("--corpus", "{}/zeros.txt"), "--corpus '{}/zeros.txt' is binary"),
         (("--corpus", "{}/tab.txt", "--output", "{}/m.tsv"), "--corpus '{}/tab.txt' holds a tab in"),

@@ -186,6 +186,22 @@ def test_corpus_drops_blank_lines(corpus):
     assert read_corpus(corpus)["anchor"][:] == sentences(24)
 
 
+@pytest.mark.parametrize("name", ["c.jsonl", "c.json", "c.csv", "c.TSV", "c.parquet", "c.jsonl.gz"])
+def test_tables_are_no_corpus(tmp_path, name):
+    path = tmp_path / name
+    path.write_text('{"_id": 1, "text": "a dog"}\n')
+    with pytest.raises(InputError, match=rf"^--bank '.*{name}' is a \.\w+ file: expected plain text, one text a line"):
+        read_corpus(path, "--bank")
+    with pytest.raises(ValueError, match=rf"^texts_or_path '.*{name}' is a \.\w+ file"):
+        fastcse.CorpusIndex.from_texts(None, path)
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    path = tmp_path / "pairs"
+    path.write_text("anchor\tpositive\na dog\ta cat\n", encoding="utf-8-sig")
+    assert read_pairs(path).to_dict() == {"anchor": ["a dog"], "positive": ["a cat"]}
+
+
 @pytest.mark.parametrize(
     ("text", "columns"),
     [
