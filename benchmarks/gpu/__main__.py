@@ -19,8 +19,7 @@ from rich.table import Table
 
 from fastcse.bench.machine import commit, machine
 
-from .gather import gather
-from .lane import ROOT, Lane, Step, digest
+from .runner import ROOT, Lane, Step, digest
 from .stages import STAGES, steps
 
 
@@ -42,17 +41,22 @@ def main() -> int:
     lane = Lane(output, digest(), 60 * arguments.minutes)
     console = Console(width=None if sys.stdout.isatty() else 140)
     chosen = [step for step in steps(output, device, arguments.dry) if step.stage in arguments.stage]
-    outcomes: dict[Step, dict] = {}
+    table = Table(title=str(output), title_justify="left")
+    for column in ("stage", "step", "ended", "seconds", "last line, or why"):
+        table.add_column(column, overflow="fold")
+    ended = []
     try:
         for step in chosen:
-            outcomes[step] = _run(lane, step, arguments.again, console)
+            outcome = _run(lane, step, arguments.again, console)
+            ended.append(outcome["status"])
+            table.add_row(step.stage, step.name, outcome["status"], f"{outcome['seconds']:.0f}", outcome["why"])
     except KeyboardInterrupt:
-        print(f"Stopped before {len(chosen) - len(outcomes)} of {len(chosen)} steps.", file=sys.stderr)
-    gather(output, lane.files(), facts, arguments.dry)
-    console.print(_table(outcomes, str(output)))
-    if len(outcomes) < len(chosen):
+        print(f"Stopped before {len(chosen) - len(ended)} of {len(chosen)} steps.", file=sys.stderr)
+    lane.gather(facts, arguments.dry)
+    console.print(table)
+    if len(ended) < len(chosen):
         return 130
-    return 1 if any(o["status"] in ("failed", "cut off") for o in outcomes.values()) else 0
+    return 1 if {"failed", "cut off"} & set(ended) else 0
 
 
 def _run(lane: Lane, step: Step, again: bool, console: Console) -> dict:
@@ -90,15 +94,6 @@ def _install(wheels: Path) -> None:
     paths = [str(site), *extra, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
     sys.path[1:1] = [str(site), *extra]
-
-
-def _table(outcomes: dict, title: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    for column in ("stage", "step", "ended", "seconds", "last line, or why"):
-        table.add_column(column, overflow="fold")
-    for step, outcome in outcomes.items():
-        table.add_row(step.stage, step.name, outcome["status"], f"{outcome['seconds']:.0f}", outcome["why"])
-    return table
 
 
 if __name__ == "__main__":

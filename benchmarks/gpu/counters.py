@@ -5,12 +5,14 @@ python -m benchmarks.gpu.counters --output FILE [--dry]
 
 from __future__ import annotations
 
-import argparse
 import csv
-import json
 import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Sequence
+
+from fastcse.files import write_json
+
+from .workload import call, parser, rows_of
 
 METRICS = {
     "gpu__time_duration.sum": "time",
@@ -25,50 +27,45 @@ METRICS = {
     "launch__occupancy_limit_shared_mem": "programs by shared memory",
 }
 SIZES = ((16384, 384), (16384, 768))
+NCU = "ncu --csv --page raw --clock-control none --kernel-name regex:sweep --launch-count 4"
 
 
-def child(dry: bool) -> None:
-    """What is counted."""
-    from .work import call, rows_of
-
+def counted(dry: bool) -> None:
+    """The calls whose kernels are counted."""
     for n, d in ((64, 48),) if dry else SIZES:
         call("gradients", *rows_of(n, d, "bfloat16", "cpu" if dry else "cuda"))()
 
 
 def parse(text: str) -> list[dict[str, str]]:
     """Nsight Compute's raw page: one object for each kernel, with our names."""
-    lines = [line for line in text.splitlines() if line.startswith('"')]
-    rows = list(csv.DictReader(lines))
-    units, kernels = (rows[0], rows[1:]) if rows else ({}, [])
-    return [
-        {"kernel": row.get("Kernel Name", "?"),
-         **{label: f"{row[name]} {units.get(name, '')}".strip() for name, label in METRICS.items()
-            if row.get(name)}}
-        for row in kernels
-    ]  # fmt: skip
+    units, *kernels = list(csv.DictReader(line for line in text.splitlines() if line.startswith('"'))) or [{}]
+    found = []
+    for row in kernels:
+        numbers = {
+            label: f"{row[name]} {units.get(name, '')}".strip() for name, label in METRICS.items() if row.get(name)
+        }
+        found.append({"kernel": row.get("Kernel Name", "?"), **numbers})
+    return found
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.counters", description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--dry", action="store_true")
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parser("counters", __doc__)
+    options.add_argument("--child", action="store_true", help="run what is counted, under ncu")
+    arguments = options.parse_args(argv)
     if arguments.child or arguments.dry:
-        child(arguments.dry)
-        if arguments.dry and arguments.output:
-            arguments.output.write_text("[]\n", encoding="utf-8")
+        counted(arguments.dry)
+        if arguments.dry:
+            write_json(arguments.output, [])
         print("ran what would be counted")
         return 0
-    command = ["ncu", "--csv", "--page", "raw", "--clock-control", "none", "--kernel-name", "regex:sweep",
-               "--launch-count", "4", "--metrics", ",".join(METRICS), sys.executable, "-m", "benchmarks.gpu.counters",
-               "--child"]  # fmt: skip
+    child = [sys.executable, "-m", "benchmarks.gpu.counters", "--child", "--output", str(arguments.output)]
+    command = [*NCU.split(), "--metrics", ",".join(METRICS), *child]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     kernels = parse(done.stdout)
     if not kernels:
         print(f"ncu counted nothing: {(done.stderr or done.stdout)[-600:]}")
         return 1
-    arguments.output.write_text(json.dumps(kernels, indent=1) + "\n", encoding="utf-8")
+    write_json(arguments.output, kernels)
     for kernel in kernels:
         print(kernel)
     return 0

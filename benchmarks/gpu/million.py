@@ -5,9 +5,8 @@ python -m benchmarks.gpu.million --output FILE [--dry]
 
 from __future__ import annotations
 
-import argparse
 import statistics
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +15,13 @@ from torch import Tensor
 import fastcse
 from fastcse.bench.loss import Row
 from fastcse.bench.machine import machine
-from fastcse.bench.memory import MIB
 from fastcse.bench.output import Files
+from fastcse.bench.peak import MIB, weigher
 from fastcse.bench.problem import LossProblem, plain_logits
 from fastcse.bench.subject import Result
 from fastcse.bench.turns import clock
 
-from .work import call, rows_of
+from .workload import call, parser, rows_of
 
 SAMPLED = 32
 STEPS = 3
@@ -39,35 +38,25 @@ def sampled_error(problem: LossProblem, anchor: Tensor, candidate: Tensor) -> fl
 
 
 def measure(n: int, d: int, device: str) -> Result:
-    """The focal loss, forward and backward."""
-    dtype = "bfloat16"
-    call("gradients", *rows_of(min(n, 8192), d, dtype, device))()  # compiles
-    anchor, candidate = rows_of(n, d, dtype, device)
-    problem = LossProblem(n, n, d, loss="focal", dtype=dtype, device=device)
-    run, on_device = call("gradients", anchor, candidate), device != "cpu"
-    if on_device:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-    seconds = [clock(device)(run) for _ in range(STEPS)]
-    peak = torch.cuda.max_memory_allocated() - before if on_device else None
+    """The focal loss, forward and backward. The frame verifies all of a batch, and this one is too large for that."""
+    problem = LossProblem(n, n, d, loss="focal", dtype="bfloat16", device=device)
+    call("gradients", *rows_of(min(n, 8192), d, problem.dtype, device))()  # compiles
+    anchor, candidate = rows_of(n, d, problem.dtype, device)
+    run, seconds = call("gradients", anchor, candidate), []
+    peak = weigher(device)(lambda: seconds.extend(clock(device)(run) for _ in range(STEPS)))
     taken, gradients = statistics.median(seconds), anchor.nbytes + candidate.nbytes
-    row = Row(
-        "fastcse", ms=1e3 * taken, ms_20=1e3 * min(seconds), ms_80=1e3 * max(seconds),
-        tflops=problem.flops / taken / 1e12, extra_mib=None if peak is None else (peak - gradients) / MIB,
-        gradient_error=sampled_error(problem, anchor, candidate), note=f"error of {SAMPLED} sampled anchors' gradients",
-    )  # fmt: skip
-    return Result(problem, len(seconds), fastcse.last_backend(), [row])
+    row = Row("fastcse", note=f"error of {SAMPLED} sampled anchors' gradients", ms=1e3 * taken)
+    row.rate(problem)
+    row.ms_20, row.ms_80 = 1e3 * min(seconds), 1e3 * max(seconds)
+    row.extra_mib = None if peak is None or device == "cpu" else (peak - gradients) / MIB
+    row.gradient_error = sampled_error(problem, anchor, candidate)
+    return Result(problem, STEPS, fastcse.last_backend(), [row])
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.million", description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--dry", action="store_true")
-    arguments = parser.parse_args()
-    result = measure(96, 48, "cpu") if arguments.dry else measure(1 << 20, 768, "cuda")
-    facts = machine(result.problem.device)
-    Files(arguments.output, None, facts, "python -m benchmarks.gpu.million").write([result])
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parser("million", __doc__).parse_args(argv)
+    result = measure(32, 16, "cpu") if arguments.dry else measure(1 << 20, 768, "cuda")
+    Files(arguments.output, None, machine(result.problem.device), "python -m benchmarks.gpu.million").write([result])
     row = result.row("fastcse")
     print(f"{result.problem.title}: {row.ms / 1e3:.3g} s, gradient error {row.gradient_error:.1e}")
     return 0

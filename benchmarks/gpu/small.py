@@ -5,16 +5,16 @@ python -m benchmarks.gpu.small --output FILE [--dry]
 
 from __future__ import annotations
 
-import argparse
-import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 import fastcse
+from fastcse.files import write_json
 from fastcse.kernels.configs import HALF, HALF_DESCRIBED, INTERPRETED, TileConfig, pinned
+
+from .workload import parser
 
 LARGEST_ERROR = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 
@@ -114,19 +114,16 @@ def _gradients(fn: Callable, rows: list[Tensor]) -> list[Tensor]:
     return [value.detach(), *(x.grad for x in leaves if x.grad is not None)]
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.small", description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--dry", action="store_true")
-    arguments = parser.parse_args()
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parser("small", __doc__).parse_args(argv)
     torch.manual_seed(0)
     found = []
     for what, error, fine in errors("cpu" if arguments.dry else "cuda", arguments.dry):
         found.append({"what": what, "error": error, "fine": fine})
         print(f"{'fine ' if fine else 'WRONG'} {error:.1e} {what}", flush=True)
-    wrong = [x["what"] for x in found if not x["fine"]]
-    arguments.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(f"{len(found)} calls, {len(wrong)} wrong")
+    write_json(arguments.output, found)
+    wrong = sum(not one["fine"] for one in found)
+    print(f"{len(found)} calls, {wrong} wrong")
     return 1 if wrong else 0
 
 

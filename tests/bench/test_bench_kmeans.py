@@ -1,7 +1,5 @@
 """`fastcse bench kmeans`: what is computed and by whom, what it is compared with, and what is not reported."""
 
-import contextlib
-import io
 import json
 import math
 import subprocess
@@ -13,9 +11,6 @@ import torch
 from conftest import DEVICE
 from typer.testing import CliRunner
 
-from benchmarks.gpu import gather
-from benchmarks.gpu.stages import steps
-from benchmarks.report import kmeans as report
 from fastcse.bench import measure as frame
 from fastcse.bench.clusters import cuda, truth
 from fastcse.bench.clusters.plain import make_inputs
@@ -26,13 +21,11 @@ from fastcse.bench.clusters.subject import (  # fmt: skip
     CLUSTERS,
     PROVIDERS,
     ROUNDED_BOUNDS,
-    ClustersRow,
     WrongClusters,
     bounds,
 )
 from fastcse.bench.clusters.truth import Outcome
 from fastcse.bench.measure import measure
-from fastcse.bench.output import finite
 from fastcse.bench.peers import Unsuitable
 from fastcse.cli import app
 
@@ -322,7 +315,6 @@ def test_the_command_writes_json_csv_and_a_figure(tmp_path, monkeypatch):
         assert names == ["bare products", "fastcse", "torch chunked"]
     assert files["csv"].read_text().count("inertia error") == 2 * len(made["results"])
     assert files["png"].read_bytes().startswith(b"\x89PNG")
-    assert "| fastcse | 70 | 6 | 8 |" in report.kmeans_table(made, "K-means", "make kmeans")
 
 
 @pytest.mark.parametrize(
@@ -340,79 +332,3 @@ def test_a_mistake_is_one_sentence(arguments, says):
     assert done.exit_code == 2
     assert done.stdout == ""
     assert says in done.stderr.splitlines()[-1]
-
-
-# The lane and the results page
-
-
-@pytest.mark.parametrize("dry", [False, True])
-def test_the_lane_asks_for_what_there_is(tmp_path, monkeypatch, dry):
-    asked = []
-
-    def note(problem, names, **options):
-        asked.append(problem)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(frame, "measure", note)
-    found = [step for step in steps(tmp_path, "cpu", dry) if step.stage == "kmeans"]
-    for step in found:
-        assert CliRunner().invoke(app, step.command[3:]).exit_code == 130
-        assert step.makes.startswith("kmeans-")
-    assert len(asked) == len(found) == (1 if dry else 4)
-
-
-def test_the_lanes_tables_are_gathered(tmp_path):
-    for name in ("kmeans-a", "kmeans-b", "topk-a"):
-        (tmp_path / f"{name}.json").write_text(json.dumps({"results": [name]}))
-    with contextlib.redirect_stderr(io.StringIO()):
-        gather.gather(tmp_path, sorted(tmp_path.glob("*-*.json")), {"gpu": "here"}, dry=True)
-    assert json.loads((tmp_path / "kmeans.json").read_text())["results"] == ["kmeans-a", "kmeans-b"]
-
-
-def document(*results, **facts):
-    machine = {"cpu": "a", "threads": 2, "cpp": "avx2", "versions": {"torch": "2"}, "commit": "c", "time": "2026-01-01"}
-    return finite({"command": "planted", "machine": {**machine, **facts}, "results": list(results)})
-
-
-def planted(what, ours, mib=10.0, tflops=1.0, n=100_000, d=768, dtype="float32", device="cpu", **times):
-    """A result with these times in ms."""
-    problem = ClustersProblem(n, 1024, d, what, dtype=dtype, device=device)
-    rows = [ClustersRow(name.replace("_", "-"), ms=ms, ms_20=ms, ms_80=ms, to_products=ms / 10, tflops=tflops,
-                        extra_mib=mib, inertia_error=1e-7, same_labels=0.99999)
-            for name, ms in {"fastcse": ours, **times}.items()]  # fmt: skip
-    return {**problem.labels(), "repeat": 3, "backend": "cpp", "rows": [row.__dict__ for row in rows]}
-
-
-def line_with(text, *words):
-    (found,) = [line for line in text.splitlines() if all(word in line for word in words)]
-    return found
-
-
-def test_without_files_every_target_is_not_measured():
-    text = report.kmeans_target_table(None, {})
-    assert text.count("| not measured |") == len(report.CPU_TARGETS) + len(report.GPU_TARGETS) == 10
-    assert report.kmeans_table(None, "K-means on a GPU", "make gpu") == "K-means on a GPU: not measured (`make gpu`)."
-
-
-def test_targets_are_filled_from_the_files():
-    cpu = document(planted("iteration", 10.0, FAISS=11.0, scikit_learn=35.0),
-                   planted("iteration", 20.0, d=384, mib=70.0, FAISS=16.0, scikit_learn=70.0),
-                   planted("iteration", 90.0, n=5000, mib=900.0, FAISS=1.0))  # fmt: skip
-    both = dict(dtype="bfloat16", device="cuda")
-    gpu = document(planted("assignment", 10.0, tflops=520.0, flash_kmeans=13.0, FlashLib=9.0, **both),
-                   planted("assignment", 10.0, tflops=100.0, d=384, flash_kmeans=12.0, FlashLib=15.0, **both),
-                   gpu="NVIDIA H100")  # fmt: skip
-    text = report.kmeans_target_table(cpu, {"gpu/sm_90/kmeans": gpu})
-    for words, cell in (
-        (("CPU", "FAISS"), "| >= 1 x | 0.800 x (missed) |"),  # the worst counts
-        (("CPU", "scikit-learn"), "| >= 3 x | 3.50 x (met) |"),
-        (("CPU", "MiB"), "| <= 64 MiB | 70.0 MiB (missed) |"),
-        (("GPU", "TFLOP/s"), "| >= 500 | 520 (met), NVIDIA H100 |"),  # of D = 768 alone
-        (("GPU", "assignment: time of flash-kmeans"), "| >= 1 x | 1.20 x (met), NVIDIA H100 |"),
-        (("GPU", "assignment: time of FlashLib"), "| >= 1 x | 0.900 x (missed), NVIDIA H100 |"),
-        (("GPU", "iteration: time of FlashLib"), "| not measured, NVIDIA H100 |"),
-    ):
-        assert line_with(text, *words).endswith(cell), (words, line_with(text, *words))
-    table = report.kmeans_table(cpu, "", "")
-    assert "| FAISS | 100000 | 1024 | 768 | 11 | 11 - 11 | 1.10 | 1 | 10 | +1.0e-07 | 0.99999 |" in table
-    assert "iteration, 3 iterations and the labels after them, euclidean, float32, cpu, clustered rows:" in table

@@ -11,17 +11,14 @@ from conftest import DEVICE
 from typer.testing import CliRunner
 
 import fastcse
-from benchmarks.gpu import gather
-from benchmarks.gpu.stages import steps
-from benchmarks.report import rows as report
 from fastcse.bench import measure as frame
 from fastcse.bench.measure import measure
-from fastcse.bench.output import LIGER_COLUMNS, finite
+from fastcse.bench.output import LIGER_COLUMNS
 from fastcse.bench.rows import truth
 from fastcse.bench.rows.limit import one_copy
 from fastcse.bench.rows.plain import MARGIN, SPELLINGS, STEP, Outcome, make_inputs, outcome_of, plain
 from fastcse.bench.rows.problem import MODES, OPS, PASSES, RowsProblem
-from fastcse.bench.rows.subject import ROWS, RowsEntry, WrongRows
+from fastcse.bench.rows.subject import ROWS, WrongRows
 from fastcse.bench.rows.ways import WAYS, Way
 from fastcse.cli import app
 from fastcse.losses.quadruplet import WEIGHTS
@@ -333,13 +330,6 @@ def test_from_the_command_line_to_the_files(tmp_path, few_rounds, monkeypatch):
                                                        "value error", "gradient error"}  # fmt: skip
     assert {line["kernel_name"] for line in lines} == set(OPS)
     assert files["--plot"].read_bytes().startswith(b"\x89PNG")
-    # As the results page will show it.
-    page = report.rows_table(made, "Rows", "make rows")
-    assert page.count("| fastcse | 20 | 16 |") == 3
-    assert "quadruplet, forward + backward, float32, cpu, clustered rows:" in page
-    assert "adversarial, forward alone, float32, cpu, clustered rows:" in page
-    assert "copy: quadruplet: the four inputs cloned into fresh memory; normalize: the sum of all entries" in page
-    assert "Not measured: torch.compile absent (torch.compile needs a C++ compiler" in page
 
 
 def test_the_table_fits_80_columns_and_says_what_the_limit_is(few_rounds, monkeypatch):
@@ -393,75 +383,3 @@ def test_a_wrong_answer_ends_with_code_1_and_nothing_written(tmp_path, monkeypat
     assert done.stdout == ""
     assert "nothing is reported" in done.stderr
     assert not list(tmp_path.iterdir())
-
-
-# The lane and the results page
-
-
-@pytest.mark.parametrize("dry", [False, True])
-def test_the_lane_asks_for_what_there_is(tmp_path, monkeypatch, dry):
-    asked = []
-
-    def note(problem, names, **options):
-        asked.append(problem)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(frame, "measure", note)
-    found = [step for step in steps(tmp_path, "cpu", dry) if step.stage == "rows"]
-    for step in found:
-        assert CliRunner().invoke(app, step.command[3:]).exit_code == 130
-        assert step.makes.startswith("rows-")
-    assert len(asked) == len(found) == (1 if dry else 4)
-
-
-def test_the_lanes_tables_are_gathered(tmp_path):
-    for name in ("rows-a", "rows-b", "topk-a"):
-        (tmp_path / f"{name}.json").write_text(json.dumps({"results": [name]}))
-    gather.gather(tmp_path, sorted(tmp_path.glob("*-*.json")), {"gpu": "here"}, dry=True)
-    assert json.loads((tmp_path / "rows.json").read_text())["results"] == ["rows-a", "rows-b"]
-
-
-def document(*results, **facts):
-    machine = {"cpu": "a", "threads": 2, "cpp": "avx2", "versions": {"torch": "2"}, "commit": "c", "time": "2026-01-01"}
-    return finite({"command": "planted", "machine": {**machine, **facts}, "results": list(results)})
-
-
-def planted(op, ours, eager, n=65536, **more):
-    """A result with these times as multiples of the copy's."""
-    problem = small(op, n=n, d=768, **more)
-    entries = [RowsEntry(name, ms=10 * x, ms_20=10 * x, ms_80=10 * x, to_products=x, gb_s=1.0, of_copy=1 / x)
-               for name, x in (("copy", 1.0), ("fastcse", ours), ("eager", eager))]  # fmt: skip
-    return {**problem.labels(), "repeat": 3, "backend": "cpp", "rows": [e.__dict__ for e in entries]}
-
-
-def line_with(text, *words):
-    (found,) = [line for line in text.splitlines() if all(word in line for word in words)]
-    return found
-
-
-def test_without_files_every_target_is_not_measured():
-    text = report.row_target_table(None, {})
-    assert text.count("| not measured |") == len(report.CPU_TARGETS) + len(report.GPU_TARGETS) == 9
-    assert report.rows_table(None, "Rows on the CPU", "make rows") == "Rows on the CPU: not measured (`make rows`)."
-
-
-def test_targets_are_filled_from_the_files():
-    cpu = document(planted("quadruplet", 1.2, 6.0), planted("normalize", 1.6, 4.8),
-                   planted("adversarial", 9.0, 9.0, n=2048))  # fmt: skip
-    both = dict(device="cuda", dtype="bfloat16")
-    gpu = document(planted("quadruplet", 1.1, 9.0, **both), planted("quadruplet", 1.3, 9.0, n=1 << 18, **both),
-                   planted("normalize", 1.2, 9.0, **both), planted("adversarial", 9.0, 9.0, device="cuda"),
-                   gpu="NVIDIA H100")  # fmt: skip
-    text = report.row_target_table(cpu, {"gpu/sm_90/rows": gpu})
-    for words, cell in (
-        (("CPU", "quadruplet: time of eager"), "| >= 4 x | 5.00 x (met) |"),
-        (("CPU", "quadruplet: time / one copy"), "| <= 1.5 x | 1.20 x (met) |"),
-        (("CPU", "normalize: time of eager"), "| 3.00 x (missed) |"),
-        (("CPU", "normalize: time / one copy"), "| 1.60 x (missed) |"),
-        (("CPU", "adversarial: time of eager"), "| not measured |"),  # too few rows to say
-        (("GPU", "quadruplet"), "| >= 80 % | 76.9 % (missed), NVIDIA H100 |"),  # the worst counts
-        (("GPU", "normalize"), "| 83.3 % (met), NVIDIA H100 |"),
-        (("GPU", "adversarial"), "| not measured, NVIDIA H100 |"),  # float32 there
-    ):
-        assert line_with(text, *words).endswith(cell)
-    assert "| eager | 65536 | 768 | 60 | 60 - 60 | 6.00 | 1.0 | 17% | - |  |  |" in report.rows_table(cpu, "", "")

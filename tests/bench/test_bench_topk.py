@@ -11,9 +11,6 @@ from conftest import DEVICE
 from typer.testing import CliRunner
 
 import fastcse
-from benchmarks import gate
-from benchmarks.gpu import gather
-from benchmarks.report.nearest import search_table
 from fastcse.bench import measure as frame
 from fastcse.bench import mining
 from fastcse.bench.data import make_rows
@@ -243,11 +240,6 @@ def test_from_the_command_line_to_the_files(tmp_path, few_rounds):
     assert {line["metric_name"] for line in lines} == {"speed", "recall", "recall with ties", "value error"}
     assert {line["kernel_name"] for line in lines} == {"topk"}
     assert files["--plot"].read_bytes().startswith(b"\x89PNG")
-    # As the results page and the lane will show it.
-    page = search_table(report, "topk", "make topk")
-    assert page.count("| fastcse | 20 | 90 | 16 | 3 |") == 2
-    assert "topk, l2, float32, cpu, clustered:" in page
-    assert "FlashLib" in page
 
 
 def test_the_table_fits_80_columns_and_names_everyone(few_rounds, monkeypatch):
@@ -288,24 +280,6 @@ def test_wrong_neighbours_end_with_code_1_and_nothing_written(tmp_path, monkeypa
     assert done.stdout == ""
     assert "nothing is reported" in done.stderr
     assert not list(tmp_path.iterdir())
-
-
-def test_the_gate_holds_the_search_against_faiss(tmp_path):
-    rows = [{"provider": name, "status": "measured", "ms": ms, "to_products": ms} for name, ms in
-            (("fastcse", 3.0), ("FAISS flat", 6.0))]  # fmt: skip
-    result = {**SMALL.labels(), "repeat": 3, "backend": "cpp", "rows": rows}
-    path = tmp_path / "run.json"
-    path.write_text(json.dumps({"machine": {}, "results": [result]}))
-    (reading,) = gate.read_run(path)[1]
-    assert reading == (SMALL, {"fastcse/products": 3.0, "fastcse/FAISS flat": 0.5})
-
-
-def test_the_lanes_tables_are_gathered_by_operation(tmp_path):
-    for name in ("topk-a", "topk-b", "loss-a"):
-        (tmp_path / f"{name}.json").write_text(json.dumps({"results": [name]}))
-    gather.gather(tmp_path, sorted(tmp_path.glob("*-*.json")), {"gpu": "here"}, dry=True)
-    assert json.loads((tmp_path / "topk.json").read_text())["results"] == ["topk-a", "topk-b"]
-    assert json.loads((tmp_path / "loss.json").read_text())["results"] == ["loss-a"]
 
 
 # Mining

@@ -1,7 +1,6 @@
 """`fastcse bench train`: what is computed, what it is compared with, what is not told."""
 
 import dataclasses
-import importlib
 import json
 import math
 
@@ -10,15 +9,9 @@ import torch
 from tiny_encoder import sentences, write_tiny_encoder
 from typer.testing import CliRunner
 
-from benchmarks.gpu import gather
-from benchmarks.gpu.lane import Lane, Step
-from benchmarks.gpu.stages import steps
-from benchmarks.report import training as report
-from fastcse.bench import measure as frame
 from fastcse.bench.figure import draw
 from fastcse.bench.loss import WrongGradient
 from fastcse.bench.measure import measure, rounds
-from fastcse.bench.output import finite
 from fastcse.bench.peak import GIB, MIB
 from fastcse.bench.problem import plain_loss
 from fastcse.bench.steps import cached
@@ -313,9 +306,6 @@ def test_the_command_writes_what_it_measured(tmp_path, encoder, texts):
     assert made["results"][0]["corpus"] == "sentences.txt"
     assert "loss without dropout" in files["csv"].read_text()
     assert files["png"].read_bytes().startswith(b"\x89PNG")
-    table = report.training_table(made, report.STEP, "Steps", "make train-bench")
-    assert "| fastcse cached | 12 | 3 |" in table
-    assert "limit 0.0 GiB" in table
 
 
 def test_the_stage_alone(tmp_path):
@@ -324,9 +314,6 @@ def test_the_stage_alone(tmp_path):
     assert done.exit_code == 0, done.output
     made = json.loads((tmp_path / "loss.json").read_text())
     assert [r["mini_batch"] for r in made["results"]] == [16, 8]
-    table = report.training_table(made, report.LOSS_STAGE, "", "")
-    assert "| fastcse | 40 | 8 | 16 |" in table
-    assert f"| {THEIRS} | 40 | 8 | 8 |" in table
 
 
 @pytest.mark.parametrize(
@@ -346,71 +333,3 @@ def test_a_mistake_is_one_sentence(texts, arguments, says):
     assert done.exit_code == 2
     assert done.stdout == ""
     assert says in done.stderr.splitlines()[-1]
-
-
-# The lane and the results page
-
-
-@pytest.mark.parametrize("dry", [False, True])
-def test_the_lane_asks_for_what_there_is(tmp_path, monkeypatch, dry):
-    asked = []
-
-    def note(problem, names, **options):
-        asked.append(problem)
-        raise KeyboardInterrupt
-
-    command = importlib.import_module("fastcse.cli.bench.train")
-    monkeypatch.setattr(command, "_sentences", lambda corpus: [f"sentence {i}" for i in range(8192)])
-    monkeypatch.setattr(frame, "measure", note)
-    found = [step for step in steps(tmp_path, "cpu", dry) if step.stage == "train"]
-    for step in found:
-        assert CliRunner().invoke(app, step.command[3:]).exit_code == 130
-        assert step.makes.startswith("train-")
-    assert [type(problem) for problem in asked] == [CachedProblem] + [StepProblem] * (not dry)
-
-
-def test_the_lane_skips_aloud_what_needs_a_package_that_is_not_there(tmp_path):
-    step = Step("train", "step", ("python", "-c", "0"), 10, "a", modules=("no_such_package",))
-    outcome = Lane(tmp_path, "a", 60).run(step)
-    assert (outcome["status"], outcome["why"]) == ("skipped", "no_such_package is not installed")
-
-
-def test_the_lanes_tables_are_gathered(tmp_path):
-    for name in ("train-loss", "train-step"):
-        (tmp_path / f"{name}.json").write_text(json.dumps({"results": [name]}))
-    gather.gather(tmp_path, sorted(tmp_path.glob("*-*.json")), {"gpu": "here"}, dry=True)
-    assert json.loads((tmp_path / "train.json").read_text())["results"] == ["train-loss", "train-step"]
-
-
-def planted(*results):
-    machine = {"cpu": "a", "threads": 2, "cpp": "avx2", "versions": {"torch": "2"}, "commit": "c", "time": "2026-01-01"}
-    return finite({"command": "planted", "machine": machine, "results": list(results)})
-
-
-def stage_result(mini_batch, ours, theirs, n=4096):
-    rows = [
-        CACHED.row(
-            name,
-            ms=ms,
-            ms_20=ms,
-            ms_80=ms,
-            to_products=1.0,
-            tflops=1.0,
-            extra_mib=1.0,
-            loss_error=1e-7,
-            gradient_error=2e-6,
-        )
-        for name, ms in (("fastcse", ours), (THEIRS, theirs))
-    ]
-    return {**CachedProblem(n, 384, mini_batch).labels(), "rows": [row.__dict__ for row in rows]}  # fmt: skip
-
-
-def test_the_targets_of_the_loss_stage():
-    text = report.training_target_table(None)
-    assert text.count("| not measured |") == 2
-    assert report.training_table(None, report.STEP, "Steps", "make x") == "Steps: not measured (`make x`)."
-    made = planted(stage_result(64, 10.0, 31.0), stage_result(32, 10.0, 29.0), stage_result(64, 10.0, 1.0, n=64))
-    lines = report.training_target_table(made).splitlines()[2:]
-    assert lines[0].endswith("| >= 3 x | 3.10 x (met) |")
-    assert lines[1].endswith("| >= 3 x | 2.90 x (missed) |")
-    assert report.training_table(made, report.STEP, "Steps", "make x") == "Steps: not measured (`make x`)."

@@ -1,21 +1,26 @@
-"""The GPU lane without a GPU: its bookkeeping, and its scripts in the interpreter."""
+"""The GPU lane without a GPU: its bookkeeping, its commands, and its scripts in the interpreter."""
 
+import importlib
 import json
-import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
+from typer.testing import CliRunner
 
-from benchmarks.gpu import counters, gather, search
-from benchmarks.gpu.lane import Lane, Step, digest
-from benchmarks.gpu.stages import STAGES, steps
-from benchmarks.report.loss import full_table
+from benchmarks.gpu import __main__ as lane
+from benchmarks.gpu import counters, million, runner, search, small
+from benchmarks.gpu.runner import Lane, Step, digest
+from benchmarks.gpu.stages import DRY_TABLES, STAGES, TABLES, steps
+from fastcse.cli import app
 from fastcse.kernels import configs
 
 ROOT = Path(__file__).resolve().parents[2]
+# The frame, whose module has the name of its function.
+FRAME = importlib.import_module("fastcse.bench.measure")
 
 
 def python(code, name="one", limit_s=60.0, makes=".", **options):
@@ -36,97 +41,98 @@ def test_a_failure_says_its_last_line_and_keeps_its_log(tmp_path):
     assert outcome["status"] == "failed"
     assert "exit code 1: no such thing" in outcome["why"]
     assert "before" in (tmp_path / "stage-one.log").read_text()
-
-
-def test_a_step_without_its_file_has_failed(tmp_path):
     assert Lane(tmp_path, "a", 60).run(python("0", makes="never"))["why"].startswith("made no never")
 
 
-def test_a_step_is_cut_off_with_everything_that_it_started(tmp_path):
-    mark = tmp_path / "outlived"
-    child = f"import time; time.sleep(8); open({str(mark)!r}, 'w')"
-    code = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(60)"
+def test_a_step_is_cut_off_with_everything_that_it_started_and_leaves_its_file(tmp_path):
+    document = {"command": "c", "machine": {}, "results": [1]}
+    mark, out = tmp_path / "outlived", tmp_path / "loss-slow.json"
+    child = f"import time; time.sleep(7); open({str(mark)!r}, 'w')"
+    code = (
+        f"import json, subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); "
+        f"json.dump({document!r}, open({str(out)!r}, 'w')); time.sleep(60)"
+    )
+    step, lane = python(code, limit_s=5.0, makes=out.name), Lane(tmp_path, "a", 60)
     start = time.monotonic()
-    outcome = Lane(tmp_path, "a", 60).run(python(code, limit_s=5.5))
-    assert outcome["status"] == "cut off"
-    assert time.monotonic() - start < 8
-    time.sleep(4)
+    assert lane.run(step)["status"] == "cut off"
+    time.sleep(max(0.0, 8 - (time.monotonic() - start)))
     assert not mark.exists()
+    assert not lane.is_done(step)
+    lane.gather({"gpu": "here"}, dry=True)
+    assert json.loads((tmp_path / "loss.json").read_text())["results"] == [1]
 
 
 def test_what_the_budget_or_the_machine_does_not_allow_is_skipped_aloud(tmp_path):
-    assert Lane(tmp_path, "a", 1).run(python("0"))["why"] == "the lane's time is over"
-    outcome = Lane(tmp_path, "a", 60).run(python("0", tools=("no-such-profiler",)))
-    assert outcome["status"] == "skipped"
-    assert outcome["why"] == "no-such-profiler is not on the path"
+    for budget, options, why in (
+        (1, {}, "the lane's time is over"),
+        (60, {"tools": ("no-such-profiler",)}, "no-such-profiler is not on the path"),
+        (60, {"modules": ("no_such_package",)}, "no_such_package is not installed"),
+    ):
+        outcome = Lane(tmp_path, "a", budget).run(python("0", **options))
+        assert (outcome["status"], outcome["why"]) == ("skipped", why)
 
 
-def test_every_stage_has_steps_and_the_whole_lane_fits_its_time(tmp_path):
-    for dry in (False, True):
-        found = steps(tmp_path, "cpu" if dry else "cuda", dry)
-        assert {step.stage for step in found} == set(STAGES)
-        assert len({(step.stage, step.name) for step in found}) == len(found)
-        makes = [step.makes for step in found if step.makes != "."]
-        assert len(set(makes)) == len(makes)
+@pytest.mark.parametrize("dry", [False, True])
+def test_every_stage_has_steps_that_the_command_line_takes(tmp_path, monkeypatch, dry):
+    found = steps(tmp_path, "cpu" if dry else "cuda", dry)
+    assert list(dict.fromkeys(step.stage for step in found)) == list(STAGES)
+    assert len({step.key for step in found}) == len(found)
+    makes = [step.makes for step in found if step.makes != "."]
+    assert len(set(makes)) == len(makes)
+    asked = []
 
+    def note(case, *arguments, **options):
+        asked.append(case)
+        raise KeyboardInterrupt
 
-@pytest.mark.parametrize("script", ["million", "search", "counters"])
-def test_scripts_run_in_the_interpreter(tmp_path, script):
-    out = tmp_path / "out.json"
-    command = [sys.executable, "-m", f"benchmarks.gpu.{script}", "--dry", "--output", str(out)]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "TRITON_INTERPRET": "1"},
-                          capture_output=True, text=True, check=False)  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    made = json.loads(out.read_text())
-    if script == "million":
-        (result,) = made["results"]
-        assert result["backend"] == "triton"
-        assert 0 < result["rows"][0]["gradient_error"] < 1e-2
-        assert "| fastcse | 96 | 96 | 48 |" in full_table(made)  # as the results page will show it
-    if script == "search":
-        entry = made["winners"]["dry"]["bfloat16"]["768"]["gradients"]
-        assert configs.TileConfig(**entry) in search.candidates("bfloat16", True)
+    monkeypatch.setattr(FRAME, "measure", note)
+    monkeypatch.setattr(
+        importlib.import_module("fastcse.cli.bench.train"), "_sentences", lambda corpus: list("abcdefgh") * 1024
+    )
+    tables = [step for step in steps(tmp_path, "cpu", dry) if "fastcse.cli" in step.command]
+    for step in tables:
+        assert CliRunner().invoke(app, step.command[3:]).exit_code == 130, step
+    assert len(asked) == len(tables) == len(DRY_TABLES if dry else TABLES)
 
 
 def test_winners_join_the_launchers_table_and_leave_others_alone(tmp_path, monkeypatch):
-    table = tmp_path / "tuned.json"
+    table = tmp_path / "table.json"
     old, new = configs.HALF._replace(group=4)._asdict(), configs.HALF._replace(group=16)._asdict()
     table.write_text(json.dumps({"sm_90": {"bfloat16": {"384": {"sums": old}, "768": {"sums": old, "busy": old}}}}))
-    monkeypatch.setattr(gather, "TUNED", table)
-    output = tmp_path / "sm_90"
-    output.mkdir()
-    (output / "tuned.json").write_text(json.dumps({"winners": {"sm_90": {"bfloat16": {"768": {"sums": new}}}}}))
-    made = [output / "tuned.json"]
-    gather.gather(output, made, {"gpu": "planted"}, dry=True)
+    monkeypatch.setattr(runner, "TUNED", table)
+    found = {"winners": {"sm_90": {"bfloat16": {"768": {"sums": new}}}}}
+    lane = Lane(tmp_path, "a", 60)
+    lane.run(
+        python(f"import json; json.dump({found!r}, open({str(tmp_path / 'tuned.json')!r}, 'w'))", makes="tuned.json")
+    )
+    lane.gather({"gpu": "planted"}, dry=True)
     assert json.loads(table.read_text())["sm_90"]["bfloat16"]["768"]["sums"] == old
-    gather.gather(output, made, {"gpu": "planted"}, dry=False)
+    lane.gather({"gpu": "planted"}, dry=False)
     merged = json.loads(table.read_text())["sm_90"]["bfloat16"]
     assert merged["768"] == {"sums": new, "busy": old}
     assert merged["384"] == {"sums": old}
-    assert not table.with_suffix(".part").exists()
 
 
-def test_only_what_these_sources_made_is_gathered(tmp_path):
-    document = {"command": "c", "machine": {"gpu": "other"}, "results": [1]}
+def test_only_tables_of_these_sources_are_gathered_each_kind_in_its_file(tmp_path, capsys):
+    document = {"command": "c", "machine": {"gpu": "other"}, "results": ["old"]}
     (tmp_path / "loss-old.json").write_text(json.dumps(document))
-    code = f"import json; json.dump({document | {'results': [2]}!r}, open({str(tmp_path / 'loss-new.json')!r}, 'w'))"
     lane = Lane(tmp_path, "a", 60)
-    lane.run(python(code, makes="loss-new.json"))
-    assert lane.files() == [tmp_path / "loss-new.json"]
-    assert Lane(tmp_path, "b", 60).files() == []
-    gather.gather(tmp_path, lane.files(), {"gpu": "here"}, dry=True)
-    whole = json.loads((tmp_path / "loss.json").read_text())
-    assert (whole["results"], whole["machine"]) == ([2], {"gpu": "here"})
-
-
-def test_a_table_that_was_cut_off_gives_what_it_had(tmp_path):
-    document = {"command": "c", "machine": {}, "results": [1]}
-    out = str(tmp_path / "loss-slow.json")
-    code = f"import json, time; json.dump({document!r}, open({out!r}, 'w')); time.sleep(60)"
-    lane = Lane(tmp_path, "a", 60)
-    assert lane.run(python(code, limit_s=5.5, makes="loss-slow.json"))["status"] == "cut off"
-    assert lane.files() == [tmp_path / "loss-slow.json"]
-    assert not lane.is_done(python(code, makes="loss-slow.json"))
+    for name in ("loss-a", "loss-b", "topk-a"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(document | {"results": [name]}))
+        lane.state[name] = {"makes": f"{name}.json", "status": "passed"}
+    (tmp_path / "rows-a.json").write_text('{"results": ')
+    lane.state["rows-a"] = {"makes": "rows-a.json", "status": "cut off"}
+    lane.gather({"gpu": "here"}, dry=True)
+    assert "rows-a.json is not whole" in capsys.readouterr().err
+    whole = {path.stem: json.loads(path.read_text()) for path in (tmp_path / f"{x}.json" for x in ("loss", "topk"))}
+    assert whole["loss"]["results"] == ["loss-a", "loss-b"]
+    assert whole["loss"]["machine"] == {"gpu": "here"}
+    assert whole["topk"]["results"] == ["topk-a"]
+    assert not (tmp_path / "rows.json").exists()
+    lane.state = {}
+    (tmp_path / "loss.json").unlink()
+    lane.gather({"gpu": "here"}, dry=True)
+    assert not (tmp_path / "loss.json").exists()
 
 
 def test_sources_are_told_apart_by_what_they_hold(tmp_path):
@@ -137,6 +143,29 @@ def test_sources_are_told_apart_by_what_they_hold(tmp_path):
     assert digest(tmp_path) == one
     (tmp_path / "fastcse" / "a.py").write_text("2")
     assert digest(tmp_path) != one
+
+
+@pytest.mark.parametrize("script", [million, search, counters, pytest.param(small, marks=pytest.mark.whole)])
+def test_scripts_run_in_the_interpreter(tmp_path, script):
+    out = tmp_path / "out.json"
+    assert script.main(["--dry", "--output", str(out)]) == 0
+    made = json.loads(out.read_text())
+    if script is million:
+        (result,) = made["results"]
+        assert result["backend"] == "triton"
+        assert 0 < result["rows"][0]["gradient_error"] < 1e-2
+    if script is search:
+        entry = made["winners"]["dry"]["bfloat16"]["768"]["gradients"]
+        assert configs.TileConfig(**entry) in search.candidates("bfloat16", True)
+        assert not any(entry["failed"] for entry in made["searches"])
+
+
+def test_a_configuration_with_wrong_gradients_cannot_win(monkeypatch):
+    rows = search.rows_of(16, 8, "bfloat16", "cpu")
+    want = [search.call("gradients", *rows)(), *(x.grad.clone() for x in rows)]
+    assert search.time_config("gradients", rows, configs.INTERPRETED, want, "cpu") > 0
+    with pytest.raises(ValueError, match="differs from the default's"):
+        search.time_config("gradients", rows, configs.INTERPRETED, [2 * x for x in want], "cpu")
 
 
 def test_the_profilers_page_is_read():
@@ -152,13 +181,18 @@ def test_the_profilers_page_is_read():
     assert counters.parse("==ERROR== no permission\n") == []
 
 
-def test_without_a_gpu_the_lane_says_so(tmp_path):
-    import torch
+@pytest.mark.whole
+def test_the_whole_lane_runs_dry(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.gpu", "--dry", "--minutes", "20", "--output", str(tmp_path), "--stage"]
+    done = subprocess.run([*command, *STAGES[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert {path.stem for path in tmp_path.glob("*.json")} >= {"loss", "topk", "rows", "kmeans", "train", "tuned"}
 
-    if torch.cuda.is_available():
-        pytest.skip("this machine has a GPU")
-    done = subprocess.run([sys.executable, "-m", "benchmarks.gpu", "--output", str(tmp_path)], cwd=ROOT,
-                          capture_output=True, text=True, check=False)  # fmt: skip
-    assert done.returncode == 2
-    assert "DRY=1" in done.stderr
-    assert done.stderr.count("\n") == 1
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_without_a_gpu_the_lane_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gpu", "--output", str(tmp_path)])
+    assert lane.main() == 2
+    said = capsys.readouterr().err
+    assert "DRY=1" in said
+    assert said.count("\n") == 1
