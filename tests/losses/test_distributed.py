@@ -290,8 +290,24 @@ def too_large(rank, ranks):
     return True
 
 
-def test_a_loss_that_needs_all_candidates_says_so(tmp_path):
-    together(tmp_path, 2, [(too_large,)])
+def equal_candidates(rank, ranks):
+    """The hardest negative of two anchors on each rank, all candidates being equal, in a ring."""
+    rows = torch.eye(2)
+    return [
+        gathered_loss(
+            fastcse.infonce_loss,
+            rows[[0, 0]].to(dtype),
+            rows[[1, 1]].to(dtype),
+            max_gathered_bytes=1,
+            return_stats=True,
+        ).stats.hardest_index.tolist()
+        for dtype in (torch.float64, torch.float32)
+    ]
+
+
+def test_a_loss_that_needs_all_candidates_says_so_and_ties_go_to_the_lowest_column(tmp_path):
+    (_, first), (_, second) = together(tmp_path, 2, [(too_large,), (equal_candidates,)])
+    assert (first, second) == ([[1, 0], [1, 0]], [[0, 0], [0, 0]])
 
 
 @pytest.mark.parametrize("counts", [EVEN, UNEVEN], ids=["even", "uneven"])

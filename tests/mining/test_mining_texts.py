@@ -386,7 +386,9 @@ DAMAGE = {
 
 
 # The first shard says how wide rows are.
-DAMAGED = [(damage, which) for damage in (*DAMAGE, "fewer rows", "pickle") for which in (0, 1)] + [("wider", 1)]
+DAMAGED = [(damage, which) for damage in (*DAMAGE, "fewer rows", "another type", "pickle") for which in (0, 1)] + [
+    ("wider", 1)
+]
 
 
 @pytest.mark.parametrize(("damage", "which"), DAMAGED)
@@ -397,7 +399,12 @@ def test_a_damaged_shard_is_made_again(model, tmp_path, damage, which):
     if damage in DAMAGE:
         path.write_bytes(DAMAGE[damage](path.read_bytes()))
     else:
-        wrong = {"fewer rows": rows[:-1], "wider": np.hstack([rows, rows]), "pickle": np.array([{}])}[damage]
+        wrong = {
+            "fewer rows": rows[:-1],
+            "another type": rows.astype(np.float16),
+            "wider": np.hstack([rows, rows]),
+            "pickle": np.array([{}]),
+        }[damage]
         np.save(path, wrong, allow_pickle=True)
     asked = counted(model)
     with pytest.warns(UserWarning, match=f"{path.name} is damaged and is made again"):
