@@ -77,7 +77,7 @@ FAULTS = [Fault(*row) for row in (
     ("csrc-assign-no-slack", "best_rank(a, dot, lanes) - a.slack[i]", "best_rank(a, dot, lanes)",
      f"test_assign {FAST}"),
     ("csrc-shift", "f * t.inv_temperature + (bias - t.row_shift[row])",
-     "(f * t.inv_temperature + bias) - t.row_shift[row]", f"test_accuracy {FAST}"),
+     "(f * t.inv_temperature + bias) - t.row_shift[row]", f"test_range {FAST}"),
     ("csrc-norm-range", "return square < 1e-30f || std::isinf(square);", "return square < 0;",
      f"test_vectors test_accuracy test_row_oracle test_layouts {FAST}"),
     ("csrc-topk-ties", "x.score == y.score && x.column < y.column", "x.score == y.score && x.column > y.column",
