@@ -183,7 +183,8 @@ def attack_gradient(x: Tensor, anchor: Tensor, inv_temperature: Tensor | float, 
     own = torch.arange(x.shape[0], device=x.device) if index is None else index
     g = (t * inv_temperature).softmax(1)
     g = g.scatter_add(1, own[:, None], -torch.ones_like(g[:, :1])) * (inv_temperature / anchor.shape[0])
-    return (g @ u - (g * t).sum(1, keepdim=True) * ux) * scale
+    with torch.autocast(x.device.type, enabled=False):
+        return (g @ u - (g * t).sum(1, keepdim=True) * ux) * scale
 
 
 @torch.no_grad()

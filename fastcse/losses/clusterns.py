@@ -185,9 +185,10 @@ def _margin(batch: _Batch, alpha: float, beta: float, how: str, backend: str | N
     else:
         wanted = [torch.is_grad_enabled() and x.requires_grad for x in (anchor, candidate)]
         other = None if positive is None else candidate_index
-        total, pairs, *_ = cluster_margin(
-            anchor, candidate, positive, index, other, alpha, beta, wanted, chosen
-        )  # fmt: skip
+        with torch.autocast(anchor.device.type, enabled=False):
+            total, pairs, *_ = cluster_margin(
+                anchor, candidate, positive, index, other, alpha, beta, wanted, chosen
+            )  # fmt: skip
     share = pairs.to(total.dtype) / max(n * (m - 1), 1)
     if how == "active":
         # Of all pairs of the batch the part that is due to these anchors, so that parts average to the whole.

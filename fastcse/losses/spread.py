@@ -80,6 +80,7 @@ def uniformity(rows: Tensor, t: float = 2.0) -> Tensor:
 def _potential(unit: Tensor, first: int, t: float) -> Tensor:
     """Sum over pairs (a, b), a in the slice and b behind it, of exp(-t |u_a - u_b|^2)."""
     part = unit[first : first + SLICE]
-    square = 2 - 2 * part @ unit[first:].T
+    with torch.autocast(unit.device.type, enabled=False):
+        square = 2 - 2 * part @ unit[first:].T
     later = torch.ones_like(square, dtype=torch.bool).triu(1)
     return torch.where(later, torch.exp(-t * square), 0.0).sum(dtype=torch.float64)

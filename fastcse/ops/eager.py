@@ -41,6 +41,11 @@ def first_derivatives(made: list[Tensor], inputs: tuple[Tensor, ...], needed: li
     return [g if g is None else _Once.apply(g, *inputs) for g in kept]
 
 
+def _graph_inputs(call: Sweep, rows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """What a gradient is a function of: a second derivative by any of these is refused, by the temperature too."""
+    return rows if call.inv_temperature is None else (*rows, call.inv_temperature)
+
+
 class _Mean(torch.autograd.Function):
     @staticmethod
     def forward(ctx, call: Sweep, options, anchor, inv_temperature, *rows):
@@ -61,7 +66,7 @@ class _Mean(torch.autograd.Function):
                 made = mean_forward(*ctx.call._replace(anchor=inputs[0], rows=list(inputs[1:])), *ctx.options)[1:]
             # In place: copies of both gradients would be the largest memory of all.
             launchers(ctx.call.backend).scale_gradients([g for g, w in zip(made, needed) if w], upstream)
-        return (None, None, *first_derivatives(made, inputs, needed))
+        return (None, None, *first_derivatives(made, _graph_inputs(ctx.call, inputs), needed))
 
 
 class _Rows(torch.autograd.Function):
@@ -82,7 +87,7 @@ class _Rows(torch.autograd.Function):
         with torch.no_grad():
             made = rows_backward(upstream, saved, *call)
         needed = [True, call.inv_temperature is not None, *call.needs_grad]
-        return (None, None, *first_derivatives(made, inputs, needed))
+        return (None, None, *first_derivatives(made, _graph_inputs(call, inputs), needed))
 
 
 def traced(anchor: Tensor) -> bool:
