@@ -54,7 +54,7 @@ def _own_bias(block, n: int, x: Tensor) -> Tensor:
     if block.own_log_weight == 0:
         return x
     row, col = torch.arange(n, device=x.device)[:, None], torch.arange(x.shape[1], device=x.device)[None, :]
-    return x + (row == col) * block.own_log_weight
+    return torch.where(row == col, x + block.own_log_weight, x)
 
 
 def loss_rows(
@@ -77,7 +77,8 @@ def loss_rows(
     s_positive = s[0].gather(1, positive[:, None]).squeeze(1)  # (N,)
     x_positive = f_positive(s_positive, margin) * inv_temperature
     keep = [_kept(b, n, positive if k == 0 else None, anchor_id) for k, b in enumerate(blocks)]
-    x = [f(s_b, margin) * inv_temperature for s_b in s]
+    # A number times a comparison is of the default dtype, in a transform.
+    x = [f(s_b, margin).to(s_b.dtype) * inv_temperature for s_b in s]
     for k, block in enumerate(blocks[1:], 1):
         x[k] = _own_bias(block, n, x[k] if block.log_weight is None else x[k] + block.log_weight)
     loss = log_ratio_loss(torch.cat(x, 1), torch.cat(keep, 1), x_positive)

@@ -106,7 +106,7 @@ class KMeans:
         x = self._rows(points)
         if x.shape[0] < self.n_clusters:
             raise ValueError(f"n_clusters must be at most the number of points, got {self.n_clusters} and {x.shape[0]}")
-        check_finite("points", x, torch.arange(x.shape[0]))
+        check_finite("points", x, torch.arange(x.shape[0], device=x.device))
         lloyd = self._lloyd(x)
         start = self._start(x, lloyd)
         if self.backend == "faiss":
@@ -143,8 +143,8 @@ class KMeans:
         if not isinstance(self.init, str):
             given = given_centroids(self.init, self.n_clusters, x)
             return unit_rows(given) if lloyd.cosine else given
-        seed = int(torch.randint(2**62, (1,))) if self.seed is None else self.seed
-        generator = torch.Generator().manual_seed(seed)
+        seed = int(torch.randint(2**62, (1,), device="cpu")) if self.seed is None else self.seed
+        generator = torch.Generator("cpu").manual_seed(seed)
         drawn = draw_centroids(x, self.n_clusters, self.init, lloyd.cosine, generator, lloyd.blocks, self.progress)
         return unit_rows(drawn) if lloyd.cosine else drawn
 

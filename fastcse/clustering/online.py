@@ -101,12 +101,12 @@ class OnlineKMeans(nn.Module):
         self.n_clusters, self.mode, self.rate, self.centroid_reduce = n_clusters, mode, float(rate), centroid_reduce
         self.start, self.threshold, self.seed, self.backend = start, float(threshold), seed, backend
         self.across_ranks = across_ranks
-        self.register_buffer("centroids", torch.zeros(n_clusters, dim))
+        self.register_buffer("centroids", torch.zeros(n_clusters, dim, dtype=torch.float32))
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         moments = (n_clusters, dim) if mode == "adamw" else (0,)
-        self.register_buffer("moment1", torch.zeros(moments))
-        self.register_buffer("moment2", torch.zeros(moments))
+        self.register_buffer("moment1", torch.zeros(moments, dtype=torch.float32))
+        self.register_buffer("moment2", torch.zeros(moments, dtype=torch.float32))
         self._running: bool | None = None  # `started` as the host knows it; None: not read since it was loaded
         self._waiting: list[Arriving] = []  # mean cosines, the oldest first
 
@@ -158,8 +158,8 @@ class OnlineKMeans(nn.Module):
             raise ValueError(
                 f"n_clusters must be at most the anchors of a batch, got {self.n_clusters} and {anchor.shape[0]}"
             )
-        generator = None if self.seed is None else torch.Generator().manual_seed(self.seed)
-        first = int(torch.randint(anchor.shape[0], (1,), generator=generator))
+        generator = None if self.seed is None else torch.Generator("cpu").manual_seed(self.seed)
+        first = int(torch.randint(anchor.shape[0], (1,), generator=generator, device="cpu"))
         self.centroids.copy_(first_centroids(anchor, candidate, self.n_clusters, first, self.start))
         if self.across_ranks and is_many():
             dist.broadcast(self.centroids, 0)
@@ -199,7 +199,10 @@ class OnlineKMeans(nn.Module):
 
     def set_extra_state(self, state: list[float]) -> None:
         """Goes on from a state_dict."""
-        self._running, self._waiting = None, [Arriving(torch.tensor(value, dtype=torch.float64)) for value in state]
+        self._running, self._waiting = (
+            None,
+            [Arriving(torch.tensor(value, dtype=torch.float64, device="cpu")) for value in state],
+        )
 
     def extra_repr(self) -> str:
         shape = f"{self.n_clusters} x {self.centroids.shape[1]}"

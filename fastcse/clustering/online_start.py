@@ -24,7 +24,7 @@ class Arriving:
     def of(cls, number: Tensor) -> Arriving:
         if not number.is_cuda:
             return cls(number)
-        host = torch.empty((), dtype=number.dtype, pin_memory=True)
+        host = torch.empty((), dtype=number.dtype, device="cpu", pin_memory=True)
         host.copy_(number, non_blocking=True)
         return cls(host, torch.cuda.current_stream(number.device).record_event())
 

@@ -14,7 +14,7 @@ INITS = ("k-means++", "random")
 
 def given_centroids(init: Tensor | np.ndarray, clusters: int, points: Tensor) -> Tensor:
     """(K, D) float centroids as the caller gave them."""
-    rows = torch.as_tensor(init).detach().to(points.device)
+    rows = torch.as_tensor(init, device=points.device).detach()
     if rows.shape != (clusters, points.shape[1]):
         expected = (clusters, points.shape[1])
         raise ValueError(
@@ -37,7 +37,7 @@ def draw_centroids(
     """(K, D) rows of the points: distinct ones at random, or by k-means++, each with a probability that grows with
     the squared distance (of cosines: 1 - cos) from those before."""
     if how == "random":
-        chosen = torch.randperm(points.shape[0], generator=generator)[:clusters]
+        chosen = torch.randperm(points.shape[0], generator=generator, device="cpu")[:clusters]
         return points[chosen.to(points.device)].to(working_dtype(points))
     return _plus_plus(points, clusters, cosine, generator, blocks, show)
 
@@ -52,7 +52,7 @@ def _plus_plus(
     middle = sum(_rows(points[b], dtype, cosine).sum(0, dtype=torch.float64) for b in blocks) / n
     middle = middle.to(dtype)
     square = torch.cat([(_rows(points[b], dtype, cosine) - middle).square().sum(1) for b in blocks])
-    place = torch.randint(n, (1,), generator=generator)
+    place = torch.randint(n, (1,), generator=generator, device="cpu")
     rounding = 4000 * torch.finfo(dtype).eps
     for k in steps(range(clusters), "k-means++", "centroids", show):
         centroids[k] = _rows(points[place.to(points.device)], dtype, cosine)[0]
@@ -66,7 +66,7 @@ def _plus_plus(
             apart[close] = near.square().sum(1)
             nearest[b] = torch.minimum(nearest[b], apart)
         total = nearest.double().cumsum(0)
-        lot = torch.rand(1, generator=generator, dtype=torch.float64).to(points.device) * total[-1]
+        lot = torch.rand(1, generator=generator, dtype=torch.float64, device="cpu").to(points.device) * total[-1]
         place = torch.searchsorted(total, lot, right=True).clamp_max(n - 1)
     return centroids
 

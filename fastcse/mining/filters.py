@@ -95,7 +95,7 @@ class Filters:
 
 
 def _rounded(value: float) -> float:
-    return torch.tensor(value, dtype=torch.float32).item()
+    return torch.tensor(value, dtype=torch.float32, device="cpu").item()
 
 
 class Tally:

@@ -131,7 +131,7 @@ def mine_negatives(
     )  # fmt: skip
     checks.check_choice("metric", metric, METRICS)
     query, _ = as_rows("query", query)
-    check_finite("query", query, torch.arange(query.shape[0]))
+    check_finite("query", query, torch.arange(query.shape[0], device=query.device))
     source = Source(corpus, metric, backend, query)
     positives = as_positives(positives, query.shape[0]).to(query.device)
     exclude = _as_excluded(exclude, query)
@@ -182,7 +182,7 @@ def _mine(finder: Finder, seed: int, progress: bool) -> MinedNegatives:
     n, window = finder.query.shape[0], finder.window
     shape, device = (n, window.num_negatives), finder.query.device
     scores, ids = torch.zeros(shape, device=device), torch.zeros(shape, dtype=torch.int64, device=device)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     with progress_bar("search", n, "queries", progress) as bar:
         for some in torch.arange(n, device=device).split(_queries_at_once(finder, n)):
             for rows, candidate_scores, candidate_ids in finder.find(some):

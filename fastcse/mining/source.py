@@ -31,7 +31,7 @@ class Source:
         self._index, self.device = corpus, query.device
         if isinstance(corpus, Tensor | np.ndarray):
             rows, _ = as_rows("corpus", corpus)
-            check_finite("corpus", rows, torch.arange(rows.shape[0]))
+            check_finite("corpus", rows, torch.arange(rows.shape[0], device=rows.device))
             self._index = CorpusIndex(rows, metric=metric, backend=backend, check=False)
         elif not callable(getattr(corpus, "search", None)) or not hasattr(corpus, "__len__"):
             raise ValueError(f"corpus must be rows or an index with search and len, got {type(corpus).__name__}")

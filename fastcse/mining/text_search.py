@@ -123,7 +123,7 @@ def _chosen(name: str, rows: Tensor | np.ndarray, place: Tensor, counts: tuple[i
     if rows.shape[0] not in counts:
         expected = " or ".join(map(str, counts))
         raise ValueError(f"{name} must have {expected} rows, one for each text, got {rows.shape[0]}")
-    if place.shape[0] == rows.shape[0] and torch.equal(place, torch.arange(place.shape[0])):
+    if place.shape[0] == rows.shape[0] and torch.equal(place, torch.arange(place.shape[0], device=place.device)):
         return rows
     return rows[place.to(rows.device)]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..pairs import Block, Columns, Logits, RowChunk
 from ..transforms import get
 from .module import _C
-from .rows import address, inv_temperature
+from .rows import FLOAT, address, empty, inv_temperature
 
 # 1024 x 1024 floats are 4 MiB: a tile stays in the last-level cache between the product and the pass over it. On 2
 # cores with 32 MiB of L3 tiles of 512, 1024 and 2048 columns differ by less than the noise; rows below 512 make the
@@ -32,7 +32,7 @@ class Workspace:
 
     def __init__(self, rows: int, blocks: list[Block], keep: bool):
         width = sum(b.rows.shape[0] for b in blocks) if keep else min(TILE_COLS, max(b.rows.shape[0] for b in blocks))
-        self.buffer = torch.empty(rows, width, dtype=torch.float32)
+        self.buffer = empty(rows, width)
         self.keep = keep
         self.first = [0]
         for block in blocks:
@@ -116,7 +116,7 @@ def sweep(
         if not ready:
             torch.mm(chunk.rows, block.rows[first:last].T, out=tile)
         fields |= {
-            "dot": tile.data_ptr(), "stride": weights.stride(0), "cols": last - first, "first_col": first,
+            "dot": address(tile), "stride": weights.stride(0), "cols": last - first, "first_col": first,
             "col_scale": address(block.scale, first), "col_bias": address(block.bias, first),
         }  # fmt: skip
         if "row_id" in fields:
@@ -125,8 +125,8 @@ def sweep(
             fields["col_shift"] = address(columns.shift, first)
             fields["col_weight"] = address(columns.weight, first)
             if not store:
-                panel_sums = torch.zeros(panels, last - first)
-                fields["col_sum"] = panel_sums.data_ptr()
+                panel_sums = torch.zeros(panels, last - first, **FLOAT)
+                fields["col_sum"] = address(panel_sums)
         _C.sweep(logits.transform, fields, torch.get_num_threads())
         if columns is not None and not store:
             columns.sum[first:last] += panel_sums.sum(0)
@@ -152,7 +152,9 @@ def largest_logits(chunk: RowChunk, block: Block, logits: Logits, gate: Tensor) 
     by tile.
     """
     f = get(logits.transform).f
-    by_row, by_column = (torch.full((size,), -torch.inf) for size in (chunk.rows.shape[0], block.rows.shape[0]))
+    by_row, by_column = (
+        torch.full((size,), -torch.inf, **FLOAT) for size in (chunk.rows.shape[0], block.rows.shape[0])
+    )
     for first in range(0, chunk.rows.shape[0], MOST_ROWS):
         rows = slice(first, first + MOST_ROWS)
         for start in range(0, block.rows.shape[0], TILE_COLS):
@@ -162,7 +164,7 @@ def largest_logits(chunk: RowChunk, block: Block, logits: Logits, gate: Tensor) 
             if block.id is not None and chunk.id is not None:
                 x = x.masked_fill(chunk.id[rows, None] == block.id[cols], -torch.inf)
             own = chunk.positive if block.holds_positives or chunk.own is None else chunk.own
-            at_own = own[rows, None] == torch.arange(start, start + x.shape[1])
+            at_own = own[rows, None] == torch.arange(start, start + x.shape[1], device="cpu")
             x = torch.where(at_own, -torch.inf if block.holds_positives else x + block.own_log_weight, x)
             by_row[rows] = torch.maximum(by_row[rows], x.amax(1))
             by_column[cols] = torch.maximum(by_column[cols], x.amax(0))

@@ -15,7 +15,7 @@ from ..pairs import SHORTEST_NORM
 from .chunk import prepare
 from .module import _C
 from .nearest import multiplies_half
-from .rows import _stride, address, half_rows, inverse_norms
+from .rows import _stride, address, empty, half_rows, inverse_norms
 
 # A piece of products stays in the last-level cache between the product and the pass over it.
 PIECE_BYTES = 4 << 20
@@ -56,8 +56,8 @@ def assign(points: Tensor, centroids: Tensor, wanted: int, metric: str) -> tuple
     half = multiplies_half() and n >= 64
     multiplied = half_rows(c.rows) if half else c.rows
     size = max(16, min(n, MOST_ROWS, PIECE_BYTES // (4 * k)))
-    products = torch.empty(size * k)
-    index, value = torch.empty(n, wanted, dtype=torch.int64), torch.empty(n, wanted)
+    products = empty(size * k)
+    index, value = empty(n, wanted, dtype=torch.int64), empty(n, wanted)
     for first in range(0, n, size):
         rows = slice(first, min(first + size, n))
         looked = _assign_piece(prepare(points[rows]), c, multiplied, products, index[rows], value[rows], distance)
@@ -76,13 +76,13 @@ def _assign_piece(
     torch.mm(half_rows(x) if half else x, multiplied.T, out=dot)
     row_scale = None if distance else inverse_norms(x)
     slack = _slack(torch.linalg.vector_norm(x, dim=1), c.longest, d, half, row_scale)
-    looked = torch.empty(n, dtype=torch.int64)
+    looked = empty(n, dtype=torch.int64)
     fields = {
-        "dot": dot.data_ptr(), "half": half, "stride": k, "rows": n, "cols": k, "col_scale": c.scale.data_ptr(),
-        "col_bias": c.bias.data_ptr(), "slack": slack.data_ptr(), "point": x.data_ptr(), "point_stride": _stride(x),
-        "centroid": c.rows.data_ptr(), "centroid_stride": _stride(c.rows), "d": d, "row_scale": address(row_scale),
-        "norm_scale": c.norm_scale.data_ptr(), "distance": distance, "wanted": index.shape[1],
-        "index": index.data_ptr(), "value": value.data_ptr(), "looked": looked.data_ptr(),
+        "dot": address(dot), "half": half, "stride": k, "rows": n, "cols": k, "col_scale": address(c.scale),
+        "col_bias": address(c.bias), "slack": address(slack), "point": address(x), "point_stride": _stride(x),
+        "centroid": address(c.rows), "centroid_stride": _stride(c.rows), "d": d, "row_scale": address(row_scale),
+        "norm_scale": address(c.norm_scale), "distance": distance, "wanted": index.shape[1],
+        "index": address(index), "value": address(value), "looked": address(looked),
     }  # fmt: skip
     _C.assign_rows(fields, torch.get_num_threads())
     return int(looked.sum())
@@ -102,13 +102,13 @@ def _slack(length: Tensor, longest: float, d: int, half: bool, row_scale: Tensor
 def cluster_sums(points: Tensor, index: Tensor, clusters: int, normalize: bool) -> tuple[Tensor, Tensor]:
     """(clusters, D) float64 sums of the points of each cluster in their order, and (clusters,) int64 counts."""
     sorted_index, order = index.sort(stable=True)
-    starts = torch.searchsorted(sorted_index, torch.arange(clusters + 1))
-    sums = torch.zeros(clusters, points.shape[1], dtype=torch.float64)
+    starts = torch.searchsorted(sorted_index, torch.arange(clusters + 1, device="cpu"))
+    sums = torch.zeros(clusters, points.shape[1], dtype=torch.float64, device="cpu")
     x = prepare(points)
     scale = inverse_norms(x) if normalize else None
     fields = {
-        "point": x.data_ptr(), "point_stride": _stride(x), "n": x.shape[0], "d": x.shape[1], "clusters": clusters,
-        "scale": address(scale), "order": order.data_ptr(), "starts": starts.data_ptr(), "sums": sums.data_ptr(),
+        "point": address(x), "point_stride": _stride(x), "n": x.shape[0], "d": x.shape[1], "clusters": clusters,
+        "scale": address(scale), "order": address(order), "starts": address(starts), "sums": address(sums),
     }  # fmt: skip
     _C.cluster_sums(fields, torch.get_num_threads())
     return sums, starts.diff()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..pairs import METRICS, SHORTEST_NORM, TopKQuery
 from .module import _C
-from .rows import address, half_rows
+from .rows import FLOAT, address, empty, half_rows
 
 # The larger the tile the faster the products, as long as it stays in the last-level cache: on 2 cores with AVX-512
 # 2048 x 2048 took 0.90 of the time of 1024 x 1024, and 4096 x 4096 no less (benchmarks/NOTES.md).
@@ -66,8 +66,8 @@ def topk(q: TopKQuery) -> tuple[Tensor, Tensor, Tensor]:
     # Twice k where products are exact to a few ulp; rough ones keep more in doubt.
     room = min(m, 4 * q.k + 256)
     size = max(1, min(n, MOST_ROWS, BYTES_HELD // (HELD_BYTES * room)))
-    tile, held = torch.empty(size, min(TILE_COLS, m)), torch.empty(size, room, HELD_BYTES // 8, dtype=torch.int64)
-    out = torch.empty(n, q.k), torch.empty(n, q.k, dtype=torch.int64), torch.zeros(n, dtype=torch.int64)
+    tile, held = empty(size, min(TILE_COLS, m)), empty(size, room, HELD_BYTES // 8, dtype=torch.int64)
+    out = empty(n, q.k), empty(n, q.k, dtype=torch.int64), torch.zeros(n, dtype=torch.int64, device="cpu")
     for first in range(0, n, size):
         rows = slice(first, min(first + size, n))
         half = _search(q, rows, corpus, columns, tile, held, tuple(x[rows] for x in out), half)
@@ -86,11 +86,11 @@ def _float_rows(x: Tensor) -> Tensor:
 
 def _measured(x: Tensor, metric: str, half: bool) -> tuple[Tensor, Tensor, Tensor]:
     """(N,) float32 scale, float64 length of each row, and float64 length of what bfloat16 takes off it."""
-    length = torch.empty(x.shape[0], dtype=torch.float64)
+    length = empty(x.shape[0], dtype=torch.float64)
     cut = torch.empty_like(length) if half else length
     stride = x.stride(0) if x.shape[0] > 1 else x.shape[1]
     _C.measure_rows(
-        x.data_ptr(), stride, *x.shape, length.data_ptr(), address(cut if half else None), torch.get_num_threads()
+        address(x), stride, *x.shape, address(length), address(cut if half else None), torch.get_num_threads()
     )
     scale = torch.where(length < SHORTEST_NORM, 0.0, 1.0 / length) if metric == "cosine" else torch.ones_like(length)
     return scale.float(), length, cut
@@ -98,9 +98,9 @@ def _measured(x: Tensor, metric: str, half: bool) -> tuple[Tensor, Tensor, Tenso
 
 def _columns(corpus: Tensor, metric: str, half: bool) -> Columns:
     m = corpus.shape[0]
-    scale, bias, lengths = torch.ones(m), torch.zeros(m), torch.empty(m, dtype=torch.float64)
+    scale, bias, lengths = torch.ones(m, **FLOAT), torch.zeros(m, **FLOAT), empty(m, dtype=torch.float64)
     # Written in place: a small tensor kept from each tile would keep the heap from giving a tile's memory back.
-    extremes = torch.zeros(2, dtype=torch.float64)
+    extremes = torch.zeros(2, dtype=torch.float64, device="cpu")
     for first in range(0, m, TILE_COLS):
         c = _float_rows(corpus[first : first + TILE_COLS])
         cols = slice(first, first + c.shape[0])
@@ -129,8 +129,8 @@ def _search(
     """One chunk of queries against the whole corpus; returns whether bfloat16 served it to the end."""
     value, index, count = out
     queries = _queries(q.query[rows], q.metric, half)
-    looked = torch.zeros(count.shape[0], dtype=torch.int64)
-    threshold = torch.full(count.shape, torch.finfo(torch.float32).min)
+    looked = torch.zeros(count.shape[0], dtype=torch.int64, device="cpu")
+    threshold = torch.full(count.shape, torch.finfo(torch.float32).min, **FLOAT)
     fields = {
         **_fields(q, rows, queries, corpus, columns), "row_square": address(queries.square), "room": held.shape[1],
         "held": address(held), "count": address(count), "threshold": address(threshold), "looked": address(looked),
@@ -141,7 +141,7 @@ def _search(
         c = _float_rows(corpus[first : first + TILE_COLS])
         dot = _product(queries.multiplied if half else queries.rows, c, tile)
         fields |= {
-            "dot": dot.data_ptr(), "half": half, "settle": rough and not half, "stride": dot.stride(0),
+            "dot": address(dot), "half": half, "settle": rough and not half, "stride": dot.stride(0),
             "cols": c.shape[0], "first_col": first, "slack": address(slacks[half]),
             "rounding": HALF_EPSILON if half else EPSILON,
         }  # fmt: skip
@@ -165,8 +165,8 @@ def _fields(q: TopKQuery, rows: slice, queries: Queries, corpus: Tensor, columns
     fields = {
         "rows": a.shape[0], "row_scale": address(queries.scale), "col_scale": address(columns.scale),
         "col_bias": address(columns.bias), "col_length": address(columns.length),
-        "least": address(q.least, rows.start), "most": address(q.most, rows.start), "query": a.data_ptr(),
-        "query_stride": a.stride(0), "corpus": corpus.data_ptr(), "corpus_type": ELEMENTS[corpus.dtype],
+        "least": address(q.least, rows.start), "most": address(q.most, rows.start), "query": address(a),
+        "query_stride": a.stride(0), "corpus": address(corpus), "corpus_type": ELEMENTS[corpus.dtype],
         "corpus_stride": corpus.stride(0), "d": a.shape[1], "metric": METRICS.index(q.metric), "k": q.k,
     }  # fmt: skip
     if q.query_id is not None:

@@ -7,23 +7,23 @@ from torch import Tensor
 
 from ..pairs import SHORTEST_NORM, STEPS, Quadruplets, Slope
 from .module import _C
-from .rows import _stride, address
+from .rows import _stride, address, empty
 
 
 def quadruplets(q: Quadruplets, slope: Slope | None) -> tuple[Tensor, Tensor, list[Tensor | None]]:
     """(N,) losses, (3, N) similarities of the anchor with positive, batch and corpus negative, and the gradients."""
     n, d = q.anchor.shape
-    loss, similarity = torch.empty(n), torch.empty(3, n)
+    loss, similarity = empty(n), empty(3, n)
     wanted = (False,) * 4 if slope is None else slope.wanted
     gathered = q.index is not None and wanted[2]
-    out = [torch.empty(n, d) if w and not (r == 2 and gathered) else None for r, w in enumerate(wanted)]
-    pull = torch.empty(2, n) if gathered else None
+    out = [empty(n, d) if w and not (r == 2 and gathered) else None for r, w in enumerate(wanted)]
+    pull = empty(2, n) if gathered else None
     upstream = None if slope is None or slope.upstream is None else slope.upstream.float().contiguous()
     fields = {
-        "rows": [x.data_ptr() for x in q.rows], "strides": [_stride(x) for x in q.rows],
+        "rows": [address(x) for x in q.rows], "strides": [_stride(x) for x in q.rows],
         "gradients": [address(g) for g in out], "weights": q.weights, "margins": q.margins, "index": address(q.index),
         "n": n, "d": d, "classic": q.classic, "normalize": q.normalize, "shortest": SHORTEST_NORM,
-        "loss": loss.data_ptr(), "similarity": similarity.data_ptr(), "differentiate": slope is not None,
+        "loss": address(loss), "similarity": address(similarity), "differentiate": slope is not None,
         "upstream": address(upstream), "factor": 0.0 if slope is None else slope.factor, "pull": address(pull),
     }  # fmt: skip
     _C.quadruplets(fields, torch.get_num_threads())
@@ -38,13 +38,13 @@ def _candidate_gradient(q: Quadruplets, pull: Tensor) -> Tensor:
     m, d = candidate.shape
     # An index of -1 sorts before the first start and is passed over.
     sorted_index, order = q.index.sort(stable=True)
-    starts = torch.searchsorted(sorted_index, torch.arange(m + 1))
-    out = torch.empty(m, d)
+    starts = torch.searchsorted(sorted_index, torch.arange(m + 1, device="cpu"))
+    out = empty(m, d)
     fields = {
-        "anchor": q.anchor.data_ptr(), "anchor_stride": _stride(q.anchor), "candidate": candidate.data_ptr(),
-        "candidate_stride": _stride(candidate), "n": q.anchor.shape[0], "m": m, "d": d, "order": order.data_ptr(),
-        "starts": starts.data_ptr(), "pull": pull.data_ptr(), "normalize": q.normalize, "shortest": SHORTEST_NORM,
-        "gradient": out.data_ptr(),
+        "anchor": address(q.anchor), "anchor_stride": _stride(q.anchor), "candidate": address(candidate),
+        "candidate_stride": _stride(candidate), "n": q.anchor.shape[0], "m": m, "d": d, "order": address(order),
+        "starts": address(starts), "pull": address(pull), "normalize": q.normalize, "shortest": SHORTEST_NORM,
+        "gradient": address(out),
     }  # fmt: skip
     _C.candidate_gradient(fields, torch.get_num_threads())
     return out
@@ -52,12 +52,12 @@ def _candidate_gradient(q: Quadruplets, pull: Tensor) -> Tensor:
 
 def step_rows(base: Tensor, direction: Tensor, radius: Tensor | float, kind: str) -> Tensor:
     """(N, D) base_i + radius_i v_i: v the direction ("raw"), or it ("l2") or its signs ("sign") to length 1."""
-    out, by_row = torch.empty(base.shape), isinstance(radius, Tensor)
+    out, by_row = empty(*base.shape), isinstance(radius, Tensor)
     fields = {
-        "base": base.data_ptr(), "base_stride": _stride(base), "direction": direction.data_ptr(),
+        "base": address(base), "base_stride": _stride(base), "direction": address(direction),
         "direction_stride": _stride(direction), "n": base.shape[0], "d": base.shape[1],
         "radius": address(radius if by_row else None), "radius_value": 0.0 if by_row else radius,
-        "kind": STEPS.index(kind), "out": out.data_ptr(),
+        "kind": STEPS.index(kind), "out": address(out),
     }  # fmt: skip
     _C.step_rows(fields, torch.get_num_threads())
     return out

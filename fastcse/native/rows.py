@@ -8,6 +8,7 @@ from torch import Tensor
 from ..pairs import SHORTEST_NORM, Block, Logits, RowChunk
 from .module import _C
 
+FLOAT = {"dtype": torch.float32, "device": "cpu"}
 HALF_WIDTH = 32  # entries of bfloat16 in a row of an AMX tile
 
 
@@ -17,8 +18,8 @@ def _stride(x: Tensor) -> int:
 
 def inverse_norms(x: Tensor) -> Tensor:
     """(N,) 1 / |x_i|; 0 for a zero row."""
-    scale = torch.empty(x.shape[0], dtype=torch.float32)
-    _C.inverse_norms(x.data_ptr(), _stride(x), *x.shape, SHORTEST_NORM, scale.data_ptr(), torch.get_num_threads())
+    scale = empty(x.shape[0])
+    _C.inverse_norms(address(x), _stride(x), *x.shape, SHORTEST_NORM, address(scale), torch.get_num_threads())
     return scale
 
 
@@ -29,7 +30,7 @@ def half_rows(x: Tensor) -> Tensor:
     n, d = x.shape
     if d % HALF_WIDTH == 0:
         return x.to(torch.bfloat16)
-    out = torch.zeros(n, -(-d // HALF_WIDTH) * HALF_WIDTH, dtype=torch.bfloat16)
+    out = torch.zeros(n, -(-d // HALF_WIDTH) * HALF_WIDTH, dtype=torch.bfloat16, device="cpu")
     out[:, :d] = x
     return out
 
@@ -45,13 +46,13 @@ def open_rows(
 ) -> Tensor:
     """(3, R): similarity and logit of each row's positive, and shift = max(logit, ceiling) + offset."""
     n, d = rows.shape
-    out = torch.empty(3, n, dtype=torch.float32)
+    out = empty(3, n)
     by_row = ceiling.expand(n).contiguous() if isinstance(ceiling, Tensor) else None
     _C.open_rows(
-        logits.transform, rows.data_ptr(), _stride(rows), scale.data_ptr(), block.rows.data_ptr(), _stride(block.rows),
-        block.scale.data_ptr(), index.data_ptr(), n, d, address(by_row), 0.0 if by_row is not None else ceiling,
+        logits.transform, address(rows), _stride(rows), address(scale), address(block.rows), _stride(block.rows),
+        address(block.scale), address(index), n, d, address(by_row), 0.0 if by_row is not None else ceiling,
         offset,
-        inv_temperature(logits), logits.margin, out.data_ptr(), torch.get_num_threads(),
+        inv_temperature(logits), logits.margin, address(out), torch.get_num_threads(),
     )  # fmt: skip
     return out
 
@@ -59,8 +60,8 @@ def open_rows(
 def close_rows(chunk: RowChunk) -> Tensor:
     """(3, R): loss, the positive's share 1 - p, and 1 / Z."""
     n = chunk.rows.shape[0]
-    out = torch.empty(3, n, dtype=torch.float32)
-    _C.close_rows(chunk.sum.data_ptr(), chunk.shift.data_ptr(), chunk.logit.data_ptr(), n, out.data_ptr())
+    out = empty(3, n)
+    _C.close_rows(address(chunk.sum), address(chunk.shift), address(chunk.logit), n, address(out))
     return out
 
 
@@ -71,18 +72,27 @@ def pull_rows(
     gradient of 1 / temperature.
     """
     n = chunk.rows.shape[0]
-    out = torch.empty(3, n, dtype=torch.float32)
+    out = empty(3, n)
     _C.pull_rows(
-        logits.transform, share.data_ptr(), address(inverse), chunk.similarity.data_ptr(), chunk.f_sum.data_ptr(),
-        chunk.scale.data_ptr(), block.scale.data_ptr(), chunk.positive.data_ptr(), n,
-        inv_temperature(logits) * by, logits.margin, out.data_ptr(),
+        logits.transform, address(share), address(inverse), address(chunk.similarity), address(chunk.f_sum),
+        address(chunk.scale), address(block.scale), address(chunk.positive), n,
+        inv_temperature(logits) * by, logits.margin, address(out),
     )  # fmt: skip
     return out
 
 
 def address(x: Tensor | None, first: int = 0) -> int:
-    """Where entry `first` of a vector lies; 0 for an absent one."""
-    return 0 if x is None else x.data_ptr() + first * x.element_size()
+    """Where entry `first` of a vector lies; 0 for an absent one. The only way to C++, which reads CPU memory."""
+    if x is None:
+        return 0
+    if not x.is_cpu:
+        raise RuntimeError(f"the C++ module takes tensors on 'cpu', got one of shape {tuple(x.shape)} on {x.device}")
+    return x.data_ptr() + first * x.element_size()
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """New CPU memory, whatever the caller's default device and dtype are."""
+    return torch.empty(shape, dtype=dtype, device="cpu")
 
 
 def scale_rows(rows: Tensor, factor: Tensor) -> Tensor:
@@ -110,18 +120,18 @@ def finish_rows(
         if first == last:
             continue
         _C.finish_rows(
-            out[first:].data_ptr(), last - first, out.shape[1], address(factor, first), address(pull), address(others),
-            0 if others is None else _stride(others), address(i), rows[first:].data_ptr(), _stride(rows),
+            address(out[first:]), last - first, out.shape[1], address(factor, first), address(pull), address(others),
+            0 if others is None else _stride(others), address(i), address(rows[first:]), _stride(rows),
             address(scale, first), torch.get_num_threads(),
         )  # fmt: skip
-    if into is not None and into.data_ptr() != out.data_ptr():
+    if into is not None and address(into) != address(out):
         into.copy_(out)
 
 
 def scatter_rows(out: Tensor, rows: Tensor, pull: Tensor, index: Tensor, distinct: bool) -> None:
     """out_{index_i} -= pull_i rows_i, in a fixed order."""
     _C.scatter_rows(
-        out.data_ptr(), out.shape[1], rows.data_ptr(), _stride(rows), pull.data_ptr(), index.data_ptr(),
+        address(out), out.shape[1], address(rows), _stride(rows), address(pull), address(index),
         rows.shape[0], distinct,
         torch.get_num_threads(),
     )  # fmt: skip

@@ -169,13 +169,13 @@ class PlainVisits:
     def _logits(self, v: Visitor, anchor: Tensor, rows: Tensor, inv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(N, M) similarities, logits with -inf where a pair takes no part, and where it takes part."""
         s = reference.similarity(anchor, rows, self.call.normalize)
-        x = self.transform.differentiable()[0](s, self.call.margin) * inv
+        x = self.transform.differentiable()[0](s, self.call.margin).to(s.dtype) * inv
         if v.log_weight is not None:
             x = x + v.log_weight
         own = self.own[:, None] == torch.arange(rows.shape[0], device=rows.device)
         keep = ~own if v.positives else torch.ones_like(own)
         if v.own_log_weight:
-            x = x + own * v.own_log_weight
+            x = torch.where(own, x + v.own_log_weight, x)
         if v.id is not None and self.call.anchor_id is not None:
             keep = keep & (self.call.anchor_id[:, None] != v.id)
         return s, torch.where(keep, x, -torch.inf), keep

@@ -294,4 +294,4 @@ def _read_texts(source: str | Path | Sequence[str]) -> tuple[list[str], Tensor |
     refuse_tables(source, "texts_or_path")
     lines = [line.strip() for line in read_lines(source, "texts_or_path")]
     numbers = [number for number, line in enumerate(lines) if line]
-    return [lines[number] for number in numbers], torch.tensor(numbers)
+    return [lines[number] for number in numbers], torch.tensor(numbers, device="cpu")

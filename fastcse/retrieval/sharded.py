@@ -172,7 +172,7 @@ class ShardedIndex:
         search = make_search(query, k, exclude_id, min_score, max_score, self.dim, len(self), (self.metric, None))
         n, device = search.query.shape[0], self._device(search.query)
         none = search.exclude is None or search.exclude.shape[1] == 0
-        exclude = torch.full((n, 1), -1) if none else search.exclude
+        exclude = torch.full((n, 1), -1, device="cpu") if none else search.exclude
         bounds = torch.tensor([-torch.inf, torch.inf], dtype=torch.float64, device=device).repeat(n, 1)
         for column, bound in enumerate((search.min_score, search.max_score)):
             if bound is not None:
@@ -210,7 +210,11 @@ class ShardedIndex:
     def _check_ids(self) -> None:
         """An id that two ranks hold would be found twice. Each rank's ids go round, some at a time."""
         device = self._device(None if self.local_index is None else self.local_index.ids)
-        mine = torch.zeros(0, dtype=torch.int64) if self.local_index is None else self.local_index.ids.sort().values
+        mine = (
+            torch.zeros(0, dtype=torch.int64, device="cpu")
+            if self.local_index is None
+            else self.local_index.ids.sort().values
+        )
         mine, twice = mine.to(device), None
         for rank, length in enumerate(self._lengths):
             for first in range(0, length, IDS_PER_MESSAGE):

@@ -97,7 +97,7 @@ def _encoded(texts: list[str], encoder: SentenceTransformer, named: str | None, 
     own = range(processes.rank, len(texts), processes.ranks)
     try:
         return CorpusIndex.from_texts(
-            encoder, [texts[i] for i in own], ids=torch.tensor(own), progress=processes.is_first
+            encoder, [texts[i] for i in own], ids=torch.tensor(own, device="cpu"), progress=processes.is_first
         )  # fmt: skip
     except ValueError as error:
         raise InputError(f"--bank {named or 'of the training text'!r}: {error}") from None
