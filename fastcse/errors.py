@@ -28,6 +28,9 @@ class OptionError(InputError):
         self.sentence = sentence
         super().__init__("".join(sentence))
 
+    def __reduce__(self) -> tuple:
+        return type(self), self.sentence  # pickled by other ranks
+
     @property
     def field(self) -> str:
         """The option that the sentence is about."""

@@ -48,7 +48,11 @@ def option(default: Any = MISSING, help: str = "", **rule: Any) -> Any:
 
 
 def part(options: type) -> Any:
-    """A field of a dataclass that holds further options, by default with all their defaults."""
+    """A field of a dataclass that holds further options, by default with all their defaults.
+
+    A field of type `Inner | None` with the plain default None is a part that `build` makes only where one of its
+    options is given.
+    """
     return dataclasses.field(default_factory=options)
 
 
@@ -93,9 +97,10 @@ def build(options: type, given: Mapping[str, Any]) -> Any:
 
 def _build(options: type, given: Mapping[str, Any]) -> Any:
     values = {}
-    for field, kind, _ in _own(options):
+    for field, kind, optional in _own(options):
         if "rule" not in field.metadata and dataclasses.is_dataclass(kind):
-            values[field.name] = _build(kind, given)
+            if not optional or any(leaf.name in given for leaf in leaves(kind)):
+                values[field.name] = _build(kind, given)
         elif field.name in given:
             values[field.name] = given[field.name]
     return options(**values)

@@ -3,13 +3,14 @@
 import contextlib
 import multiprocessing
 import pickle
+import queue
 import traceback
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
-SECONDS = 60
+SECONDS = 300  # a hang ends so, in an error of the collective; a slow machine is none
 
 
 def _worker(rank, ranks, store, send, jobs):
@@ -27,6 +28,18 @@ def _worker(rank, ranks, store, send, jobs):
         send.put((rank, None, traceback.format_exc()))
 
 
+def _collected(answers, started):
+    """One answer of each process; one that ends without any is a failure."""
+    got = []
+    while len(got) < len(started):
+        try:
+            got.append(answers.get(timeout=5))
+        except queue.Empty:
+            ended = [process.exitcode for process in started if process.exitcode not in (None, 0)]
+            assert not ended, f"processes ended without an answer, with exit codes {ended}"
+    return got
+
+
 def together(tmp_path, ranks, jobs):
     """The answers of every rank to every job; a hang or an error on any rank fails."""
     context = multiprocessing.get_context("spawn")
@@ -35,7 +48,7 @@ def together(tmp_path, ranks, jobs):
     for process in started:
         process.start()
     try:
-        got = [answers.get(timeout=2 * SECONDS) for _ in started]
+        got = _collected(answers, started)
         for process in started:
             process.join(timeout=SECONDS)
         assert [process.exitcode for process in started] == [0] * ranks

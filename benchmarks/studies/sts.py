@@ -51,7 +51,7 @@ def fastcse(path: Path, *arguments: str, uncompared: tuple[str, ...] = ()) -> di
 
 def bank(corpus: Path, work: Path) -> Path:
     """The argument of `--bank`: the bank that an earlier run encoded, else its texts."""
-    made = sorted(work.glob("hsimcse*/bank-0"))
+    made = sorted(work.glob("hsimcse*/checkpoint-*/bank"))
     if made:
         return made[0]
     texts = work / "bank.txt"

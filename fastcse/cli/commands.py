@@ -16,7 +16,7 @@ from .info import info
 from .mine.command import mine
 from .plan import plan
 from .recipes import recipes
-from .train.command import train
+from .train import train
 
 app = typer.Typer(name="fastcse", add_completion=False, pretty_exceptions_enable=False)
 app.command("info")(info)

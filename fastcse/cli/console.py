@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console, RenderableType
 
-from ..errors import InputError, RunError
+from ..errors import InputError, OptionError, RunError
 
 EXTRAS = {
     "sentence_transformers": "train", "transformers": "train", "datasets": "train", "accelerate": "train",
@@ -73,6 +73,8 @@ def one_sentence_errors(command: Callable) -> Callable:
     def wrapped(*args, **kwargs):
         try:
             return command(*args, **kwargs)
+        except OptionError as error:
+            fail(error.spelled({}))
         except InputError as error:
             fail(str(error))
         except ModuleNotFoundError as error:

@@ -2,46 +2,48 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.table import Table
 
-from .console import Json, one_sentence_errors, quiet_stdout, show, shown, whole_option
+from ..options import build, check, option
+from ..training.options import POOLINGS
+from .console import Json, quiet_stdout, show, shown
+from .options import command
 
 if TYPE_CHECKING:
     from ..evaluation.spearman import StsResult
 
 
-@one_sentence_errors
-def evaluate(
-    model: Annotated[str, typer.Argument(help="A saved model, a name on the hub, or minilm.", show_default=False)],
-    sts_dir: Annotated[
-        str,
-        typer.Option(
-            metavar="DIR", help="Folder of .tsv or .tsv.gz files: sentence1, sentence2, score.", show_default=False
-        ),
-    ],
-    pooling: Annotated[str | None, typer.Option(metavar="cls|mean", help="Override the model's own pooling.")] = None,
-    batch_size: Annotated[int, whole_option("Sentences encoded at once.")] = 64,
-    as_json: Json = False,
-) -> None:
+@dataclass(frozen=True)
+class EvalOptions:
+    """What is scored, and how it is encoded."""
+
+    model: str = option(help="A saved model, a name on the hub, or minilm.", argument=True)
+    sts_dir: str = option(help="Folder of .tsv or .tsv.gz files: sentence1, sentence2, score.", metavar="DIR")
+    pooling: str | None = option(None, "Override the model's own pooling.", choices=POOLINGS)
+    batch_size: int = option(64, "Sentences encoded at once.", least=1)
+
+    def __post_init__(self):
+        check(self)
+
+
+@command(EvalOptions)
+def evaluate(given: dict[str, Any], as_json: Json = False) -> None:
     """Score MODEL on every STS file below a folder: Spearman x 100 over all pairs, alignment and uniformity."""
     from ..evaluation.sts import find_sts
-    from ..training.options import check_batch_size, check_pooling
 
-    check_pooling(pooling)
-    check_batch_size(batch_size, lowest=1)
-    sets = find_sts(sts_dir)  # before the libraries that take seconds to load
+    options = build(EvalOptions, given)
+    sets = find_sts(options.sts_dir)  # before the libraries that take seconds to load
     with quiet_stdout():
         from ..evaluation.spearman import evaluate_sts
         from ..training.encoders import load_encoder
 
-        encoder = load_encoder(model, pooling=pooling, argument="MODEL")
-        results = evaluate_sts(encoder, sets, batch_size=batch_size)
-    report = {"model": model, "pooling": pooling, "sts_dir": sts_dir, "mean_spearman": mean_spearman(results)}
-    show({**report, "files": [asdict(one) for one in results]}, as_json, _table(report, results))
+        encoder = load_encoder(options.model, pooling=options.pooling, argument="MODEL")
+        results = evaluate_sts(encoder, sets, batch_size=options.batch_size)
+    report = asdict(options) | {"mean_spearman": mean_spearman(results), "files": [asdict(one) for one in results]}
+    show(report, as_json, _table(report, results))
 
 
 def mean_spearman(results: list[StsResult]) -> float | None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import native
+from ..errors import OptionError
 from ..native import module as native_module
 
 NAMES = ("triton", "cpp", "reference")
@@ -50,6 +51,17 @@ def backends() -> dict[str, BackendStatus]:
         True
     """
     return {name: _status(name) for name in NAMES}
+
+
+def check_backend(name: str | None) -> None:
+    """An OptionError unless `name` is None or a backend that runs here."""
+    if name is None:
+        return
+    status = backends()
+    if name not in status:
+        raise OptionError("backend", f" {name!r} is unknown: expected {', '.join(status)}")
+    if not status[name].available:
+        raise OptionError("backend", f" {name!r} cannot run here: {status[name].reason}")
 
 
 def _status(name: str) -> BackendStatus:

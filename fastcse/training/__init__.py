@@ -1,6 +1,7 @@
 """Training of sentence encoders with the fused losses, on sentence-transformers' own Trainer.
 
-`objectives` (the table), `options` (what may be asked), `encoders` (models), `data` (text), `trainer` (the loop),
-`recipes` (those of the literature), `checkpoints` (resuming) and `run` (the job).
+`run` is the job: text (`data`, `mined_file`), model (`encoders`), `negatives` (with `bank`), `trainer`, `report`.
+`options` is what may be asked, `objectives` the table of losses, `recipes` settings and layers of the literature,
+`checkpoints` resuming, and `processes` what several of them share.
 Nothing is imported here: sentence-transformers takes seconds to load, and `fastcse --help` must not wait for it.
 """

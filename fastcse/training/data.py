@@ -1,4 +1,4 @@
-"""Training text: a corpus of sentences (one column) or pairs and triplets (two or three)."""
+"""The text of a run: a corpus of sentences (one column) or pairs and triplets (two or three), and what a run adds."""
 
 from __future__ import annotations
 
@@ -6,8 +6,39 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from ..errors import InputError
+from ..errors import InputError, OptionError
 from ..files import read_lines, refuse_tables
+from .objectives import get_objective
+from .options import TrainOptions
+
+
+def read_text(options: TrainOptions) -> tuple[Dataset, list[str]]:
+    """The text of a run with its mined negatives and its view, and in a sentence each what was left out.
+
+    Raises:
+        InputError: a file that is missing or damaged, or too little text for a batch or for the objective.
+    """
+    from .mined_file import add_hard_negatives  # reads tables as this file does
+    from .recipes.views import apply_view  # the room of recipes is above
+
+    if options.corpus is not None:
+        path, argument, dataset = options.corpus, "--corpus", read_corpus(options.corpus)
+    else:
+        path, argument, dataset = options.pairs, "--pairs", read_pairs(options.pairs)
+    notes: list[str] = []
+    if options.hard_negatives is not None:
+        dataset, notes = add_hard_negatives(dataset, options.hard_negatives)
+    dataset = apply_view(dataset, options.view, rate=options.view_rate, seed=options.seed)
+    columns = dataset.column_names
+    if sum(name.startswith("negative") for name in columns) < get_objective(options.objective).columns:
+        raise OptionError(
+            "objective",
+            f" {options.objective} needs a third column of text, and ",
+            "pairs",
+            f" {options.pairs!r} has {', '.join(columns)}",
+        )
+    check_fills_a_batch(dataset, options.batch_size, path, argument)
+    return dataset, notes
 
 
 def read_corpus(path: str | Path, argument: str = "--corpus") -> Dataset:

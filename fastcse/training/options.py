@@ -1,201 +1,286 @@
-"""What `fastcse train` may be asked, checked before anything is loaded."""
+"""What `fastcse train` may be asked: one tree of options, checked before anything is loaded."""
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
 import importlib.util
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from ..errors import InputError
+from ..clustering.online import MODES, REDUCES
+from ..clustering.online_start import STARTS
+from ..errors import OptionError, flag  # noqa: F401 (flag: for commands that read options of their own)
+from ..files import SHA256, sha256_of
 from ..losses.clusterns import FALSE_NEGATIVES
-from ..ops.dispatch import backends
+from ..mining.corpus_negatives import REFRESH
+from ..ops.dispatch import check_backend
+from ..options import build, check, flat, option, part
 from ..pairs import STEPS
-from .bank_options import BankOptions
-from .checks import check_at_least, check_finite, check_positive, flag
-from .cluster_options import ClusterOptions
-from .objectives import get_objective, resolve_options
-from .surrounding_options import check_surroundings
+from .objectives import OBJECTIVES, get_objective
+from .recipes.table import get_recipe
 
 POOLINGS = ("cls", "mean")
+HEADS = ("tanh", "batchnorm")
+VIEWS = ("case-switch", "negation")
+NONE = "none"  # turns off what a recipe turns on
+MOST_CLUSTERS = 128  # of ClusterNS's released settings, with batches of 256 and more
+SIMCSE_EVAL_STEPS = 125
 # These do not change the losses of a run, so a resumed run may differ in them.
 FREE_ON_RESUME = {"output_dir", "resume", "overwrite", "backend", "tensorboard"}
-SIMCSE_EVAL_STEPS = 125
-DIGEST = "_sha256"  # ends the name of what is no option, but the content of the file that an option names
+
+_text = partial(option, panel="Text and model")
+_run = partial(option, panel="Run")
+_around = partial(option, panel="View, head and queue")
+_loss = partial(option, None, panel="Loss")
+_bank = partial(option, panel="Corpus bank of hsimcse")
+_clusters = partial(option, panel="Clusters of clusterns")
+
+
+@dataclass(frozen=True)
+class ObjectiveOptions:
+    """Options of the objective's loss. None is the default of `objectives.OBJECTIVES`."""
+
+    temperature: float | None = _loss("Divisor of the logits.", above=0, shown="the objective's")
+    margin: float | None = _loss("Of focal's and angular's negatives, of hsimcse's hinge.", shown="the objective's")
+    quadruplet_weight: float | None = _loss("Of hsimcse's hinge beside InfoNCE.", shown="0.22")
+    adversarial_step: float | None = _loss("How far hsimcse moves positives.", shown="3")
+    adversarial_mode: str | None = _loss("How it moves them.", choices=STEPS, shown="raw")
+    noise: float | None = _loss("Length of their random offset.", least=0, shown="1")
+    margin_weight: float | None = _loss("Of the margin loss of clusterns and soft-negative.", shown="0.001")
+    alpha: float | None = _loss("Its upper margin.", shown="the objective's")
+    beta: float | None = _loss("Its lower margin.", shown="0.3")
+    false_negatives: str | None = _loss("Pairs of one cluster.", choices=FALSE_NEGATIVES, shown="margin")
+    parts: int | None = _loss("Layers of sscl, the last one included.", least=1, shown="3")
+
+    def __post_init__(self):
+        check(self)
+
+
+@dataclass(frozen=True)
+class BankOptions:
+    """Options of `CorpusNegatives`. `bank` is a text file or the folder of a saved bank."""
+
+    bank: str | None = _bank(
+        None, "Texts, or a saved bank (checkpoint-N/bank).", metavar="FILE", shown="the training text"
+    )
+    neighbours: int = _bank(3, "Bank rows averaged to a negative.", least=1)
+    skip: int = _bank(0, "Nearest bank rows passed over.", least=0)
+    sample: int | None = _bank(None, "Draw the rows from this many nearest.", shown="take the first")
+    max_similarity: float | None = _bank(None, "More similar bank rows are no negatives.")
+    refresh: str | int = _bank(
+        "never", "Encode the bank anew every N steps, or row by row.", metavar="never|N|write-through"
+    )
+    parity: bool = _bank(False, "Bank of raw [CLS] as in HSimCSE's released code.")
+
+    def __post_init__(self):
+        check(self)
+        if self.sample is not None and self.sample < self.neighbours:
+            raise OptionError("sample", f" is {self.sample}: expected at least the {self.neighbours} of ", "neighbours")
+        if self.refresh not in REFRESH:
+            if not str(self.refresh).isdigit() or int(self.refresh) < 1:
+                known = ", ".join(REFRESH)
+                raise OptionError("refresh", f" is {self.refresh!r}: expected {known}, or a number of steps")
+            object.__setattr__(self, "refresh", int(self.refresh))
+
+
+@dataclass(frozen=True)
+class ClusterOptions:
+    """Options of `OnlineKMeans`."""
+
+    clusters: int | None = _clusters(None, "How many.", least=2, shown="128, or half of a smaller batch")
+    cluster_mode: str = _clusters("momentum", "How centroids move.", choices=MODES)
+    cluster_rate: float = _clusters(1e-3, "How far, in a step.", above=0, most=1)
+    centroid_reduce: str = _clusters("sum", "Of a cluster's anchors.", choices=REDUCES)
+    cluster_start: str = _clusters("chain", "Choice of the first centroids.", choices=STARTS)
+    cluster_threshold: float = _clusters(0.4, "Mean cosine of a batch at which clustering starts.")
+
+    def __post_init__(self):
+        check(self)
 
 
 @dataclass(frozen=True)
 class TrainOptions:
     """The options of a run, under the names of the command line. The defaults are SimCSE's, unsupervised BERT-base.
 
-    Exactly one of `corpus` and `pairs` is given; `hard_negatives` is a file of `fastcse mine` for it. `pooling=None`
-    keeps the model's own; `eval_steps=None` is every 125 steps as in SimCSE, or four times in a shorter run.
-    `objective_options` holds the options of the objective, by name, `bank_options` those of its corpus bank, and
-    `cluster_options` those of its clustering.
-
-    `batch_size` is that of the whole run, whatever its processes are; with `mini_batch_size` it is encoded in such
-    parts (GradCache), so that memory does not depend on it. `patience` evaluations without a better score end the run.
-    `head` is a layer that only training has, `view` a change of the text of the second view, `queue` the number of past
-    rows that are negatives too, kept by an encoder that follows the trained one by `queue_momentum`. `recipe` names
-    where options came from. Candidates of all processes travel in a ring where they would take more than
-    `max_gathered_bytes`.
+    Exactly one of `corpus` and `pairs` is given. `batch_size` is that of the whole run, whatever its processes are.
+    `bank_options` and `cluster_options` belong to objectives that have a bank or clusters, and are None for others.
 
     Raises:
-        InputError: an option outside its range, named with the value that came.
+        OptionError: an option outside its range or without meaning for the objective, named with its value.
+
+    Example:
+        >>> options = TrainOptions("out", corpus="a.txt", objective_options=ObjectiveOptions(margin=0.2))
+        >>> options.arguments
+        {'temperature': 0.05, 'margin': 0.2}
     """
 
-    output_dir: str
-    objective: str = "focal"
-    model: str = "minilm"
-    pooling: str | None = None
-    corpus: str | None = None
-    pairs: str | None = None
-    hard_negatives: str | None = None
-    batch_size: int = 64
-    mini_batch_size: int | None = None
-    max_gathered_bytes: int | None = None
-    max_steps: int = 1000
-    lr: float = 3e-5
-    max_length: int = 32
-    objective_options: dict[str, float | str | None] = field(default_factory=dict)
-    bank_options: dict[str, Any] = field(default_factory=dict)
-    cluster_options: dict[str, Any] = field(default_factory=dict)
-    seed: int = 42
-    sts_dir: str | None = None
-    eval_steps: int | None = None
-    patience: int | None = None
-    bf16: bool = False
-    gradient_checkpointing: bool = False
-    tensorboard: bool = False
-    resume: bool = False
-    overwrite: bool = False
-    backend: str | None = None
-    recipe: str | None = None
-    head: str | None = None
-    view: str | None = None
-    view_rate: float = 0.05
-    queue: int = 0
-    queue_momentum: float = 0.999
+    output_dir: str = _text(help="Model and checkpoints are written here.", metavar="DIR")
+    objective: str = _text("focal", "What to train.", metavar="|".join(OBJECTIVES))
+    model: str = _text("minilm", "Hub name, local folder, or minilm.", metavar="NAME")
+    pooling: str | None = _text(None, "Of the model.", choices=POOLINGS, shown="the model's own")
+    corpus: str | None = _text(None, "One sentence a line, .txt or .gz.", metavar="FILE")
+    pairs: str | None = _text(None, "anchor, positive [, negative]: .tsv or .gz.", metavar="FILE")
+    hard_negatives: str | None = _text(None, "What fastcse mine wrote for --corpus or --pairs.", metavar="FILE")
+    max_length: int = _text(32, "Tokens of a sentence, in training only.", least=3)  # [CLS], one word, [SEP]
+    recipe: str | None = _text(None, "A paper's settings where none are given; see fastcse recipes.", metavar="NAME")
+    batch_size: int = _run(64, "Sentences, or pairs, in a batch of all processes together.", least=2)
+    mini_batch_size: int | None = _run(
+        None, "Encode the batch in such parts (GradCache): memory no longer depends on it.", least=1, shown="whole"
+    )
+    max_gathered_bytes: int | None = _run(
+        None, "More candidates of all processes are exchanged in a ring.", least=1, shown="gather all"
+    )
+    max_steps: int = _run(1000, "Optimizer steps.", least=1)
+    lr: float = _run(3e-5, "First learning rate; it decays linearly to 0.", above=0)
+    seed: int = _run(42, "The same seed gives the same numbers.", least=0)
+    sts_dir: str | None = _run(None, "Its stsb.dev file chooses the checkpoint.", metavar="DIR")
+    eval_steps: int | None = _run(
+        None, "Steps between evaluations and checkpoints.", least=1, shown="125, or a quarter of a short run"
+    )
+    patience: int | None = _run(
+        None, "Stop after this many evaluations without a better score.", least=1, shown="never"
+    )
+    bf16: bool = _run(False, "Encode in bfloat16 (autocast).")
+    gradient_checkpointing: bool = _run(False, "Less memory of activations, a third more time.")
+    tensorboard: bool = _run(False, "Write the log for TensorBoard too, in DIR/runs.")
+    resume: bool = _run(False, "Continue the run of --output-dir.")
+    overwrite: bool = _run(False, "Replace the model or run that --output-dir holds.")
+    backend: str | None = _run(None, "triton, cpp or reference.", metavar="NAME", shown="the fastest that runs")
+    view: str = _around(NONE, "Change the second view.", choices=(*VIEWS, NONE))
+    view_rate: float = _around(0.05, "Of words whose case is switched.", least=0, most=1)
+    head: str = _around(NONE, "A layer of training only.", choices=(*HEADS, NONE))
+    queue: int = _around(0, "Past rows that are negatives too.", least=0)
+    queue_momentum: float = _around(0.999, "Share of itself that the queue's encoder keeps in a step.", least=0, most=1)
+    objective_options: ObjectiveOptions = part(ObjectiveOptions)
+    bank_options: BankOptions | None = None
+    cluster_options: ClusterOptions | None = None
 
     def __post_init__(self):
-        object.__setattr__(self, "objective_options", resolve_options(self.objective, self.objective_options))
-        object.__setattr__(self, "bank_options", _bank_options(self.objective, self.bank_options))
-        made = _cluster_options(self.objective, self.cluster_options, self.batch_size)
-        object.__setattr__(self, "cluster_options", made)
+        objective = get_objective(self.objective)
+        check(self)
+        known = ", ".join(objective.options).replace("_", "-")
+        self._refuse_foreign(self.objective_options, objective.options, known)
+        self._set("bank_options", BankOptions, objective.bank, "no bank")
+        self._set("cluster_options", ClusterOptions, objective.clusters, "no clusters")
         if self.eval_steps is None:
             object.__setattr__(self, "eval_steps", min(SIMCSE_EVAL_STEPS, max(1, self.max_steps // 4)))
-        if (self.corpus is None) == (self.pairs is None):
-            raise InputError(f"expected exactly one of --corpus and --pairs, got {self.corpus!r} and {self.pairs!r}")
-        check_pooling(self.pooling)
-        check_batch_size(self.batch_size, lowest=2)
-        _check_mini_batch(self)
-        check_at_least("max_steps", self.max_steps, 1)
-        check_at_least("eval_steps", self.eval_steps, 1)
-        check_at_least("max_length", self.max_length, 3)  # [CLS], one word, [SEP]
-        check_at_least("seed", self.seed, 0)
-        check_positive("lr", self.lr)
-        for name, value in self.objective_options.items():
-            _check_objective_option(name, value)
-        _check_ending(self)
+        self._check_text()
+        self._check_batch()
         if self.resume and self.overwrite:
-            raise InputError("expected one of --resume and --overwrite, got both")
-        check_surroundings(self)
+            raise OptionError("resume", " and ", "overwrite", " were both given: expected one")
+        if self.patience is not None and self.sts_dir is None:
+            raise OptionError("patience", f" {self.patience} needs ", "sts_dir", ", whose scores it waits for")
+        if self.tensorboard and importlib.util.find_spec("tensorboard") is None:
+            raise OptionError("tensorboard", " needs tensorboard, which is not installed: pip install tensorboard")
         check_backend(self.backend)
 
+    @property
+    def arguments(self) -> dict[str, float | str]:
+        """The options of the loss, those that were left out by default."""
+        given = {name: value for name, value in flat(self.objective_options).items() if value is not None}
+        return {**get_objective(self.objective).options, **given}
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: the tree, with what follows from other options filled in."""
+        parts = {"objective_options": self.arguments}
+        for name in ("bank_options", "cluster_options"):
+            parts[name] = {} if getattr(self, name) is None else flat(getattr(self, name))
+        return {**dataclasses.asdict(self), **parts, **self._content()}
+
     def identity(self) -> dict[str, Any]:
-        """The options that a resumed run must share with the run it continues, and the content of the mined file."""
-        chosen = {name: value for name, value in asdict(self).items() if name not in FREE_ON_RESUME}
-        if self.hard_negatives is not None:
-            content = Path(self.hard_negatives).read_bytes()
-            chosen[f"hard_negatives{DIGEST}"] = hashlib.sha256(content).hexdigest()
-        return chosen
+        """By name, the options that a resumed run must share with the run it continues, and the mined file's digest."""
+        chosen = {**flat(self), **self.arguments, **self._content()}
+        return {name: value for name, value in chosen.items() if name not in FREE_ON_RESUME}
+
+    def _content(self) -> dict[str, str]:
+        return {} if self.hard_negatives is None else {f"hard_negatives{SHA256}": sha256_of(self.hard_negatives)}
+
+    def _set(self, name: str, kind: type, has: bool, why: str) -> None:
+        """Options of a part that the objective has, or none."""
+        given = getattr(self, name)
+        if has:
+            given = given or kind()
+            if name == "cluster_options":
+                given = self._fitting(given)
+        elif given is not None:
+            self._refuse_foreign(given, (), why)
+            raise OptionError("objective", f" {self.objective} has {why}, so options of one mean nothing to it")
+        object.__setattr__(self, name, given)
+
+    def _refuse_foreign(self, given: Any, known: Mapping[str, Any] | tuple, has: str) -> None:
+        for field in dataclasses.fields(given):
+            value = getattr(given, field.name)
+            if field.name not in known and value != field.default:
+                raise OptionError(
+                    field.name, f" {value} means nothing to ", "objective", f" {self.objective}: it has {has}"
+                )
+
+    def _fitting(self, given: ClusterOptions) -> ClusterOptions:
+        size = self.batch_size
+        if given.clusters is None:
+            return replace(given, clusters=min(MOST_CLUSTERS, max(2, size // 2)))
+        if given.clusters > size:
+            raise OptionError("clusters", f" is {given.clusters}: expected 2 to the {size} of ", "batch_size")
+        return given
+
+    def _check_text(self) -> None:
+        if (self.corpus is None) == (self.pairs is None):
+            raise OptionError("corpus", f" is {self.corpus!r} and ", "pairs", f" is {self.pairs!r}: expected one")
+        objective, margin = get_objective(self.objective), self.arguments.get("margin", 0.0)
+        if self.objective == "angular" and not 0 <= margin <= math.pi / 2:
+            raise OptionError(
+                "margin", f" is {margin}: expected an angle from 0 to pi / 2 for ", "objective", " angular"
+            )
+        if objective.columns and self.pairs is None and self.view != "negation":
+            raise OptionError(
+                "objective",
+                f" {self.objective} needs a third column of text: expected ",
+                "pairs",
+                " that have one, or ",
+                "view",
+                " negation",
+            )
+
+    def _check_batch(self) -> None:
+        objective, mini = get_objective(self.objective), self.mini_batch_size
+        for name, size, why in (
+            ("max_gathered_bytes", self.max_gathered_bytes, "it needs the candidates of all processes whole"),
+            ("queue", self.queue, "its losses have negatives of their own"),
+        ):
+            allowed = objective.is_softmax or (name == "queue" and objective.columns)
+            if size and not allowed:
+                raise OptionError(name, f" {size} means nothing to ", "objective", f" {self.objective}: {why}")
+        if mini is not None and mini > self.batch_size:
+            raise OptionError(
+                "mini_batch_size", f" is {mini}: expected at most the {self.batch_size} of ", "batch_size"
+            )
+        if self.head == "batchnorm" and mini is not None:
+            raise OptionError(
+                "head",
+                " batchnorm with ",
+                "mini_batch_size",
+                f" {mini}: its statistics would be those of a part of the batch",
+            )
 
 
-def _check_mini_batch(options: TrainOptions) -> None:
-    if options.max_gathered_bytes is not None:
-        check_at_least("max_gathered_bytes", options.max_gathered_bytes, 1)
-        objective = get_objective(options.objective)
-        if objective.bank or objective.clusters or objective.layers or objective.columns:
-            raise InputError(f"--max-gathered-bytes {options.max_gathered_bytes} means nothing to --objective "
-                             f"{options.objective}: it needs the candidates of all processes whole")  # fmt: skip
-    if options.mini_batch_size is None:
-        return
-    check_at_least("mini_batch_size", options.mini_batch_size, 1)
-    if options.mini_batch_size > options.batch_size:
-        raise InputError(f"--mini-batch-size is {options.mini_batch_size}: expected at most the "
-                         f"{options.batch_size} of --batch-size")  # fmt: skip
+DIGEST = SHA256
 
 
-def _check_ending(options: TrainOptions) -> None:
-    if options.patience is not None:
-        check_at_least("patience", options.patience, 1)
-        if options.sts_dir is None:
-            raise InputError(f"--patience {options.patience} needs --sts-dir, whose scores it waits for")
-    if options.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        raise InputError("--tensorboard needs tensorboard, which is not installed: pip install tensorboard")
-
-
-def _bank_options(objective: str, given: dict[str, Any]) -> dict[str, Any]:
-    """All options of the bank, or none for an objective without one."""
-    if get_objective(objective).bank:
-        return asdict(BankOptions.of(given))
-    _refuse(given, objective, "no bank")
-    return {}
-
-
-def _cluster_options(objective: str, given: dict[str, Any], batch_size: int) -> dict[str, Any]:
-    """All options of the clustering, or none for an objective without one."""
-    if get_objective(objective).clusters:
-        return ClusterOptions.of(given, batch_size).as_dict()
-    _refuse(given, objective, "no clusters")
-    return {}
-
-
-def _refuse(given: dict[str, Any], objective: str, why: str) -> None:
-    """An InputError if an option was set that has nothing to act on."""
-    for name, value in given.items():
-        if value not in (None, False):
-            raise InputError(f"{flag(name)} {value} means nothing to --objective {objective}: it has {why}")
-
-
-def _check_objective_option(name: str, value: float | str) -> None:
-    if name == "adversarial_mode":
-        if value not in STEPS:
-            raise InputError(f"--adversarial-mode {value!r} is unknown: expected {' or '.join(STEPS)}")
-    elif name == "false_negatives":
-        if value not in FALSE_NEGATIVES:
-            raise InputError(f"--false-negatives {value!r} is unknown: expected {' or '.join(FALSE_NEGATIVES)}")
-    elif name == "parts":
-        check_at_least(name, value, 1)
-        if value != int(value):
-            raise InputError(f"--parts is {value}: expected a whole number")
-    elif name == "temperature":
-        check_positive(name, value)
-    elif name == "noise":
-        check_finite(name, value)
-        check_at_least(name, value, 0)
-    else:
-        check_finite(name, value)
-
-
-def check_pooling(name: str | None) -> None:
-    """An InputError unless `name` is None or a known pooling."""
-    if name is not None and name not in POOLINGS:
-        raise InputError(f"--pooling {name!r} is unknown: expected {' or '.join(POOLINGS)}")
+def check_at_least(name: str, value: float, lowest: int) -> None:
+    """An OptionError if the option `name` is below `lowest`."""
+    if value < lowest:
+        raise OptionError(name, f" is {value}: expected at least {lowest}")
 
 
 def check_batch_size(value: int, *, lowest: int) -> None:
-    """An InputError below `lowest`: 1 to encode, 2 to train, because a batch of one has no negatives."""
     check_at_least("batch_size", value, lowest)
 
 
-def check_backend(name: str | None) -> None:
-    """An InputError unless `name` is None or a backend that runs here."""
-    if name is None:
-        return
-    status = backends()
-    if name not in status:
-        raise InputError(f"--backend {name!r} is unknown: expected {', '.join(status)}")
-    if not status[name].available:
-        raise InputError(f"--backend {name!r} cannot run here: {status[name].reason}")
+def options_of(given: Mapping[str, Any]) -> TrainOptions:
+    """The options of a command line: those that were `given`, by name, then those of its recipe, then the defaults."""
+    if "recipe" in given:
+        given = get_recipe(given["recipe"]).fill(given)
+    return build(TrainOptions, given)

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
-from ..errors import InputError, RunError
+from ..errors import InputError, OptionError, RunError
 from .checkpoints import last_checkpoint
 
 # A process that dies closes its connections, and the others know at once. This is for a machine that vanishes.
@@ -24,110 +25,82 @@ TIMEOUT = timedelta(minutes=10)
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 # Libraries that write a file themselves say what the system said in words only.
 FULL_WORDS = (*(f"(os error {number})" for number in FULL), "PytorchStreamWriter", "iostream error", "unexpected pos")
+LOST = (dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError, ConnectionError)
 LOST_WORDS = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
 
 
-class Processes:
-    """Which of how many this one is. Making it joins the others, where a launcher started several."""
-
-    def __init__(self):
-        state = PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)
-        self.rank, self.ranks, self.device = state.process_index, state.num_processes, state.device
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this one writes and prints."""
-        return self.rank == 0
-
-    def first_alone(self, act: Callable[[], Any]) -> Any:
-        """What `act` returns on rank 0, on all ranks.
-
-        Raises:
-            InputError: on all ranks, what `act` raised on the first; only there it is to be shown.
-        """
-        if self.ranks == 1:
-            return act()
-        told: list[Any] = [None, None]
-        if self.is_first:
-            try:
-                told[0] = act()
-            except InputError as error:
-                told[1] = str(error)
-        dist.broadcast_object_list(told, 0, device=self.device if self.device.type == "cuda" else None)
-        if told[1] is not None:
-            raise InputError(told[1])
-        return told[0]
-
-    def wait(self) -> None:
-        """Until all ranks are here."""
-        if self.ranks > 1:
-            dist.barrier()
-
-    def everyones(self, mine: Any) -> list[Any]:
-        """What every rank passes, by rank."""
-        if self.ranks == 1:
-            return [mine]
-        told = [None] * self.ranks
-        dist.all_gather_object(told, mine)
-        return told
-
-    def part(self, batch_size: int) -> int:
-        """What of a whole batch is this rank's.
-
-        Raises:
-            InputError: the batch cannot be divided by the processes.
-        """
-        if batch_size % self.ranks:
-            raise InputError(f"--batch-size {batch_size} cannot be divided by the {self.ranks} processes of the run")
-        return batch_size // self.ranks
-
-    def own_randomness(self, seed: int) -> None:
-        """Different dropout on every rank: from one seed all would draw the same masks, for other sentences."""
-        if self.ranks > 1:
-            torch.manual_seed(seed * self.ranks + self.rank)
-
-
-class _Named(contextlib.AbstractContextManager):
-    """One sentence for what ends a run from outside: a disk that is full, or another process that has stopped.
-
-    Looks at the error on its way out instead of catching a class of errors: of the libraries that write a checkpoint
-    one raises a bare Exception.
+def join(batch_size: int) -> PartialState:
+    """Join the other processes, where a launcher started several.
 
     Raises:
-        RunError: that sentence, with the checkpoint from which the run can go on.
+        OptionError: the batch cannot be divided by them.
     """
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)
+    if batch_size % state.num_processes:
+        raise OptionError(
+            "batch_size", f" {batch_size} cannot be divided by the {state.num_processes} processes of the run"
+        )
+    return state
 
-    def __init__(self, output_dir: str | Path, processes: Processes):
-        self.output_dir, self.processes = output_dir, processes
 
-    def __exit__(self, kind, error, trace) -> None:
-        if error is None or isinstance(error, InputError | RunError):
-            return
-        if _is_full(error):
-            reason = getattr(error, "strerror", None) or str(error)
-            raise RunError(f"--output-dir {str(self.output_dir)!r} could not be written: {reason}; "
-                           f"{_remains(self.output_dir)}") from None  # fmt: skip
-        if self.processes.ranks > 1 and _is_loss(error):
-            raise RunError(f"rank {self.processes.rank} of {self.processes.ranks} lost another process of the run "
-                           f"({_short(error)}); {_remains(self.output_dir)}") from None  # fmt: skip
+def on_first(act: Callable[[], Any]) -> Any:
+    """What `act` returns on rank 0, on all ranks.
+
+    Raises:
+        InputError: on all ranks, what `act` raised on the first; only there it is shown.
+    """
+    outcome: list[Any] = [None, None]
+    if PartialState().is_main_process:
+        try:
+            outcome[0] = act()
+        except InputError as error:
+            outcome[1] = error
+    value, error = broadcast_object_list(outcome)
+    if error is not None:
+        raise error
+    return value
+
+
+def seed_rank(seed: int) -> None:
+    """Different dropout on every rank: from one seed all would draw the same masks, for other sentences."""
+    state = PartialState()
+    if state.num_processes > 1:
+        torch.manual_seed(seed * state.num_processes + state.process_index)
 
 
 @contextlib.contextmanager
-def failures_named(output_dir: str | Path, processes: Processes) -> Iterator[None]:
-    """A run whose end from outside is one sentence."""
-    with _told_to_stop(output_dir, processes), _Named(output_dir, processes):
-        yield
+def report_failures(output_dir: str | Path) -> Iterator[None]:
+    """One sentence for what ends a run from outside: a disk that is full, or another process that has stopped.
+
+    Raises:
+        RunError: that sentence, with the checkpoint from which the run can be resumed.
+    """
+    state = PartialState()
+    rank = f"rank {state.process_index} of {state.num_processes}"
+    with _on_sigterm(f"{rank} was stopped, as launchers do when another process of the run has died", output_dir):
+        try:
+            yield
+        except BaseException as error:  # of the libraries that write a checkpoint one raises a bare Exception
+            if isinstance(error, InputError | RunError):
+                raise
+            if _is_full(error):
+                reason = getattr(error, "strerror", None) or str(error)
+                what = f"--output-dir {str(output_dir)!r} could not be written: {reason}"
+            elif state.num_processes > 1 and _is_loss(error):
+                what = f"{rank} lost another process of the run ({_short(error)})"
+            else:
+                raise
+            raise RunError(f"{what}; {_remains(output_dir)}") from None
 
 
 @contextlib.contextmanager
-def _told_to_stop(output_dir: str | Path, processes: Processes) -> Iterator[None]:
-    """What launchers send to the processes that are left when one has died."""
+def _on_sigterm(what: str, output_dir: str | Path) -> Iterator[None]:
+    """SIGTERM, which launchers send to the processes that are left when one has died, as a RunError."""
 
     def stop(number, frame):
-        raise RunError(f"rank {processes.rank} of {processes.ranks} was told to stop, as launchers do when another "
-                       f"process of the run has died; {_remains(output_dir)}")  # fmt: skip
+        raise RunError(f"{what}; {_remains(output_dir)}")
 
-    if processes.ranks == 1 or threading.current_thread() is not threading.main_thread():
+    if PartialState().num_processes == 1 or threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.signal(signal.SIGTERM, stop)
@@ -144,8 +117,7 @@ def _is_full(error: BaseException) -> bool:
 
 
 def _is_loss(error: BaseException) -> bool:
-    kinds = (dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError, ConnectionError)
-    return isinstance(error, kinds) or any(words in str(error) for words in LOST_WORDS)
+    return isinstance(error, LOST) or any(words in str(error) for words in LOST_WORDS)
 
 
 def _short(error: BaseException) -> str:
@@ -155,8 +127,6 @@ def _short(error: BaseException) -> str:
 
 
 def _remains(output_dir: str | Path) -> str:
-    """How the run can go on."""
+    """How the run can be resumed."""
     checkpoint = last_checkpoint(output_dir)
-    if checkpoint is None:
-        return "there is no checkpoint to continue from"
-    return f"--resume continues from {checkpoint.name}"
+    return f"--resume continues from {checkpoint.name}" if checkpoint else "there is no checkpoint to continue from"

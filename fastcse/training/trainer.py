@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from accelerate import PartialState
 from datasets import Dataset
 from sentence_transformers import (
     SentenceTransformer,
@@ -28,6 +29,7 @@ from transformers import (
 )
 
 from ..errors import InputError
+from ..files import write_atomic
 from ..integrations.sentence_transformers import FusedContrastiveLoss
 from .checkpoints import LAST_WRITTEN
 
@@ -40,21 +42,24 @@ CHECKPOINTING = (
     "activation_checkpointing" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient_checkpointing"
 )
 LOGGED_STEPS = 1000  # at most this many entries in the log of a run
+LOG_FILE = "log.jsonl"
 
 
-class ContrastiveTrainer(SentenceTransformerTrainer):
+class EncoderTrainer(SentenceTransformerTrainer):
     """`SentenceTransformerTrainer` that logs accuracy and mean similarities too, and stops when the loss diverges.
 
     Raises:
         InputError: a loss that is not finite; what follows such a step can only be worse.
     """
 
-    patience: int | None = None  # evaluations without a better score that end the run
+    saved_too: dict[str, Callable[[Path], None]]  # name -> what writes a part of the run's state into a checkpoint
 
     def run(self, checkpoint: Path | None) -> None:
         """Train from the start or from a checkpoint on. Of a run that has ended already the end is read: the Trainer
         itself would make one step more."""
-        if checkpoint is None or not has_ended(checkpoint, self.args.max_steps, self.patience):
+        patience = next((one for one in self.callback_handler.callbacks if isinstance(one, Patience)), None)
+        patience = patience and patience.early_stopping_patience
+        if checkpoint is None or not has_ended(checkpoint, self.args.max_steps, patience):
             self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
             return
         self.state = TrainerState.load_from_json(str(checkpoint / LAST_WRITTEN))
@@ -64,6 +69,8 @@ class ContrastiveTrainer(SentenceTransformerTrainer):
 
     def _save_rng_state(self, output_dir):
         super()._save_rng_state(output_dir)
+        for name, save in self.saved_too.items():
+            save(Path(output_dir) / name)
         # The state of the trainer is written next, and a checkpoint that has it has everything, of every process.
         self.accelerator.wait_for_everyone()
 
@@ -132,69 +139,104 @@ class Progress(TrainerCallback):
             self.bar.close()
 
 
+class JsonLog(TrainerCallback):
+    """Appends every entry of the log, losses and scores with their step, to `log.jsonl` in the output folder. A resumed
+    run first takes off the entries of the steps that it makes again."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            path = Path(args.output_dir) / LOG_FILE
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+            write_atomic(path, "".join(line for line in lines if _step(line) <= state.global_step))
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero:
+            with (Path(args.output_dir) / LOG_FILE).open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+def _step(line: str) -> float:
+    """The step of an entry; of one that a killed process did not end, later than any."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
 def make_trainer(
     model: SentenceTransformer,
     dataset: Dataset,
     loss: FusedContrastiveLoss,
     *,
     output_dir: str | Path,
-    batch_size: int,
-    max_steps: int,
-    lr: float,
     max_length: int,
-    seed: int,
     save_steps: int | None,
-    warmup_steps: int = 0,
     evaluator: BaseEvaluator | None = None,
     label: str = "train",
     callbacks: Sequence[TrainerCallback] = (),
-    bf16: bool = False,
+    saved_too: dict[str, Callable[[Path], None]] | None = None,
     gradient_checkpointing: bool = False,
-    patience: int | None = None,
-    tensorboard: bool = False,
-) -> ContrastiveTrainer:
+    **more: Any,
+) -> EncoderTrainer:
     """A trainer over `dataset`: AdamW, linear decay to 0, gradient norm clipped at 1, every batch full and without
     duplicates, and texts cut to `max_length` tokens in training only.
 
     Args:
-        batch_size: of a step, over all processes: each takes its slice of the same batches that one process would see.
         save_steps: steps between two checkpoints, and between two evaluations; None writes no checkpoint.
         evaluator:  its primary metric, taken every `save_steps` and after the last step, chooses the checkpoint that
             is loaded at the end. None loads nothing: the model stays as the last step left it.
-        bf16:       autocast of the encoder; losses compute in float32 all the same.
+        saved_too:  name -> function that writes a part of the run's state to that name in a checkpoint, on all
+            processes.
         gradient_checkpointing: activations are made again in the backward pass instead of being kept.
-        patience:   evaluations without a better score that end the run.
-        tensorboard: the log as TensorBoard's events too, in the folder `runs` of the output.
+        more:       of `SentenceTransformerTrainingArguments`, with `batch_size` for that of a step over all processes
+            (each takes its slice of the same batches that one process would have) and `lr` for `learning_rate`.
     """
     score = None if evaluator is None else f"eval_{evaluator.name}_spearman_cosine"
+    max_steps = more["max_steps"]
     arguments = SentenceTransformerTrainingArguments(
-        output_dir=str(output_dir), per_device_train_batch_size=batch_size, max_steps=max_steps, learning_rate=lr,
-        lr_scheduler_type="linear", warmup_steps=warmup_steps, seed=seed, dataloader_drop_last=True,
+        output_dir=str(output_dir),
+        per_device_train_batch_size=more.pop("batch_size"),
+        accelerator_config={"split_batches": True},
+        learning_rate=more.pop("lr"),
+        lr_scheduler_type="linear",
+        dataloader_drop_last=True,
         # A sentence is never the negative of its own copy; the order is a function of the seed and the epoch alone.
         batch_sampler=BatchSamplers.NO_DUPLICATES,
-        save_strategy="no" if save_steps is None else "steps", save_steps=save_steps or max_steps, save_total_limit=2,
-        eval_strategy="no" if evaluator is None else "steps", eval_steps=save_steps,
-        load_best_model_at_end=evaluator is not None, metric_for_best_model=score, greater_is_better=True,
-        logging_steps=max(1, max_steps // LOGGED_STEPS), logging_nan_inf_filter=False, report_to="none",
-        dataloader_pin_memory=torch.cuda.is_available(), accelerator_config={"split_batches": True},
+        save_strategy="no" if save_steps is None else "steps",
+        save_steps=save_steps or max_steps,
+        save_total_limit=2,
+        eval_strategy="no" if evaluator is None else "steps",
+        eval_steps=save_steps,
+        load_best_model_at_end=evaluator is not None,
+        metric_for_best_model=score,
+        greater_is_better=True,
+        logging_steps=max(1, max_steps // LOGGED_STEPS),
+        logging_nan_inf_filter=False,
+        report_to="none",
+        dataloader_pin_memory=torch.cuda.is_available(),
         # Said outright: left to guess, several processes without a GPU would each train alone.
-        use_cpu=not torch.cuda.is_available(), bf16=bf16, **{CHECKPOINTING: gradient_checkpointing},
-    )  # fmt: skip
-    more = [Patience(early_stopping_patience=patience)] if patience else []
-    more += [_tensorboard(output_dir)] if tensorboard and PartialState().is_main_process else []
-    trainer = ContrastiveTrainer(
-        model=model, args=arguments, train_dataset=dataset, loss=loss, evaluator=evaluator,
-        callbacks=[Progress(label, score), *more, *callbacks],
+        use_cpu=not torch.cuda.is_available(),
+        **{CHECKPOINTING: gradient_checkpointing},
+        **more,
+    )
+    trainer = EncoderTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=dataset,
+        loss=loss,
+        evaluator=evaluator,
+        callbacks=[Progress(label, score), *callbacks],
         data_collator=SentenceTransformerDataCollator(preprocess_fn=model.preprocess, max_length=max_length),
-    )  # fmt: skip
-    trainer.patience = patience
+    )
+    trainer.saved_too = saved_too or {}
     # Both write the log to stdout, which belongs to the result.
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def _tensorboard(output_dir: str | Path) -> TrainerCallback:
+def tensorboard_log(output_dir: str | Path) -> TrainerCallback:
+    """The log as TensorBoard's events too, in the folder `runs` of the output."""
     # Here, because tensorboard is no requirement of training.
     from torch.utils.tensorboard import SummaryWriter
     from transformers.integrations import TensorBoardCallback

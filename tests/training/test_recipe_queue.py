@@ -11,8 +11,8 @@ from tiny_encoder import sentences, write_tiny_encoder
 from torch import nn
 
 from fastcse import NegativeQueue, infonce_loss
-from fastcse.training.recipes import momentum
-from fastcse.training.recipes.momentum import MomentumEncoder
+from fastcse.training.recipes import queue as queue_module
+from fastcse.training.recipes.queue import MomentumEncoder
 
 
 def listed(queue):
@@ -123,7 +123,7 @@ def network():
 
 
 def test_the_example_runs():
-    assert doctest.testmod(momentum).failed == 0
+    assert doctest.testmod(queue_module).failed == 0
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.9, 1.0])

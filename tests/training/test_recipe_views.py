@@ -140,7 +140,7 @@ def test_mistakes_are_named(columns, view, message):
 
 def test_a_view_by_name():
     corpus = Dataset.from_dict({"anchor": ["it is", "b c"]})
-    assert apply_view(corpus, None) is corpus
+    assert apply_view(corpus, "none") is corpus
     assert apply_view(corpus, "negation")["negative"][:] == ["it is not", "It is not true that b c"]
     switched = apply_view(corpus, "case-switch", rate=1.0, seed=1, epoch=2)
     assert switched["positive"][:] == ["It Is", "B C"]

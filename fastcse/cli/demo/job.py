@@ -21,7 +21,7 @@ from ...integrations.sentence_transformers import FusedContrastiveLoss
 from ...training.encoders import load_encoder
 from ...training.objectives import OBJECTIVES
 from ...training.options import check_at_least, check_backend, check_batch_size
-from ...training.trainer import ContrastiveTrainer, make_trainer
+from ...training.trainer import EncoderTrainer, make_trainer
 from ..info import fastcse_version
 from .cost import loss_cost
 from .docstrings import PACKAGES, collect_pairs
@@ -117,10 +117,10 @@ def _check_split(split: Split, options: DemoOptions) -> None:
         )
 
 
-def _train(options: DemoOptions, model, split: Split, folder: Path) -> ContrastiveTrainer:
+def _train(options: DemoOptions, model, split: Split, folder: Path) -> EncoderTrainer:
     objective = OBJECTIVES["focal"]
     loss = FusedContrastiveLoss(
-        model, objective.loss, backend=options.backend, cite=objective.source, **objective.options
+        model, objective.loss, backend=options.backend, cite=objective.paper.bibtex, **objective.options
     )
     columns = {"anchor": [p.summary for p in split.train], "positive": [p.rest for p in split.train]}
     trainer = make_trainer(
@@ -132,7 +132,7 @@ def _train(options: DemoOptions, model, split: Split, folder: Path) -> Contrasti
     return trainer
 
 
-def _history(trainer: ContrastiveTrainer) -> dict[str, Any]:
+def _history(trainer: EncoderTrainer) -> dict[str, Any]:
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     names = ("step", "loss", "accuracy", "positive_similarity", "negative_similarity", "learning_rate")
     return {name: [entry[name] for entry in log] for name in names}

@@ -11,7 +11,7 @@ from sentence_transformers.base.modules import Module
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from torch import Tensor, nn
 
-from ..surrounding_options import HEADS as KINDS
+from ..options import HEADS as KINDS
 
 EMBEDDING = "sentence_embedding"
 WEIGHT_SCALE = 0.02  # BERT's, which the papers' code starts its heads with

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable
 
 from datasets import Dataset
 
 from ...errors import InputError
-from ..surrounding_options import VIEWS
+from ..options import NONE, VIEWS
 
 COLUMNS = ("anchor", "positive", "negative")
 
@@ -179,17 +178,16 @@ def _with_column(dataset: Dataset, name: str, values: list[str]) -> Dataset:
     return dataset.select_columns([*first, *(column for column in dataset.column_names if column not in first)])
 
 
-def apply_view(dataset: Dataset, view: str | None, *, rate: float = 0.0, seed: int = 42, epoch: int = 0) -> Dataset:
-    """`dataset` with the view of a recipe: a name of `VIEWS`, or None, which changes nothing.
+def apply_view(dataset: Dataset, view: str, *, rate: float = 0.0, seed: int = 42, epoch: int = 0) -> Dataset:
+    """`dataset` with the view of a recipe: a name of `VIEWS`, or "none", which changes nothing.
 
     Raises:
         InputError: an unknown view, and what the view itself refuses.
     """
-    views: dict[str | None, Callable[[], Dataset]] = {
-        None: lambda: dataset,
-        "case-switch": lambda: with_switched_case(dataset, rate=rate, seed=seed, epoch=epoch),
-        "negation": lambda: with_negations(dataset),
-    }
-    if view not in views:
+    if view == "case-switch":
+        return with_switched_case(dataset, rate=rate, seed=seed, epoch=epoch)
+    if view == "negation":
+        return with_negations(dataset)
+    if view != NONE:
         raise InputError(f"view {view!r} is unknown: expected {' or '.join(VIEWS)}")
-    return views[view]()
+    return dataset

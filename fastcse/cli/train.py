@@ -1,17 +1,32 @@
-"""What `fastcse train` prints at its end."""
+"""`fastcse train`: train a sentence encoder with a fused loss."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from ..console import shown
+from ..training.options import TrainOptions, options_of
+from .console import Json, quiet_stdout, show, shown
+from .options import command
 
 if TYPE_CHECKING:
-    from ...training.report import TrainReport
+    from ..training.report import TrainReport
 
-FIGURE_FILE, LOG_FILE = "summary.png", "log.jsonl"  # of training.figure and training.log, which import much
+
+@command(TrainOptions)
+def train(given: dict[str, Any], as_json: Json = False) -> None:
+    """Train a sentence encoder on --corpus (SimCSE: two dropout masks of a sentence) or on --pairs.
+
+    With --hard-negatives the mined negatives of a pair join those of the batch; pairs without any are left out.
+    """
+    options = options_of(given)
+    with quiet_stdout():
+        from ..training import run
+
+        report = run.train(options)
+    if report.rank == 0:
+        show(report.as_dict(), as_json, table_of(report))
 
 
 def table_of(report: TrainReport) -> Table:
@@ -51,7 +66,7 @@ def table_of(report: TrainReport) -> Table:
         )
     else:
         table.add_row("STS-B dev", "not measured: no --sts-dir, so the last step is saved")
-    table.add_row("saved", f"{report.saved}; its picture is {FIGURE_FILE}, its log {LOG_FILE}")
+    table.add_row("saved", f"{report.saved}; its picture is summary.png, its log log.jsonl")
     return table
 
 
