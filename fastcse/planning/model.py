@@ -18,8 +18,8 @@ from dataclasses import dataclass, field, replace
 
 from ..errors import OptionError
 from ..options import check, option
-from ..training.cluster_options import MOST_CLUSTERS
 from ..training.objectives import OBJECTIVES, Objective
+from ..training.options import MOST_CLUSTERS
 from .hardware import BYTES, ENCODERS, GPUS, HALVES, HOST_LINK, OPTIMIZER_TRAFFIC, Encoder, Hardware
 
 # fastcse/kernels/workspace.py and fastcse/native/chunk.py; a test holds them together.

@@ -150,8 +150,9 @@ def test_a_full_disk_is_one_sentence_with_the_checkpoint_that_is_left(tmp_path, 
     said = str(caught.value)
     assert said.startswith(f"--output-dir '{tmp_path}' could not be written: {says}")
     assert said.endswith("; there is no checkpoint to continue from")
-    (tmp_path / "checkpoint-12").mkdir()
-    (tmp_path / "checkpoint-12" / "trainer_state.json").write_text("{}")
+    for step in (9, 12):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
     with pytest.raises(RunError, match=r"; --resume continues from checkpoint-12$"), report_failures(tmp_path):
         raise error
 
