@@ -8,12 +8,12 @@ from typing import Annotated
 import typer
 
 from .bench import bench
-from .cluster.command import cluster
+from .cluster import cluster
 from .console import INTERRUPTED, fail
 from .demo.command import demo
 from .eval import evaluate
 from .info import info
-from .mine.command import mine
+from .mine import mine
 from .plan import plan
 from .recipes import recipes
 from .train import train

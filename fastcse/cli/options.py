@@ -61,7 +61,7 @@ def _parameter(leaf: Leaf) -> inspect.Parameter:
     """A parameter that is None where the user typed nothing, so that a recipe, or another option, can decide."""
     default = usual(leaf) if leaf.rule.several else leaf.default
     rule, must, kind = leaf.rule, default is MISSING, leaf.type
-    shown = rule.shown or (None if default in (None, MISSING, False, True) else f"{default}")
+    shown = rule.shown or (None if default in (None, MISSING) or kind is bool else f"{default}")
     common = {"help": rule.help, "rich_help_panel": rule.panel, "show_default": shown or False}
     if rule.several:
         words = f" {', '.join(rule.choices)}." if rule.choices else ""

@@ -15,7 +15,6 @@ from .pair_texts import PairTexts
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from datasets import Dataset
 
 FORMATS = ("triplet", "n-tuple", "labeled-pair", "labeled-list")
 # The columns beside those of texts.
@@ -38,13 +37,12 @@ def check_format(output_format: str, names: tuple[str, str]) -> None:
             )
 
 
-def as_dataset(mined: MinedNegatives, texts: PairTexts, output_format: str, output_scores: bool) -> Dataset:
-    """A `datasets.Dataset` with the columns, the types and the order of rows that sentence-transformers gives."""
+def as_table(mined: MinedNegatives, texts: PairTexts, output_format: str, output_scores: bool) -> pa.Table:
+    """A table with the columns, the types and the order of rows that sentence-transformers gives."""
     import pyarrow as pa
-    from datasets import Dataset
 
     check_format(output_format, texts.names)
-    return Dataset(pa.table(_BUILD[output_format](_Grid(mined, texts), output_scores)))
+    return pa.table(_BUILD[output_format](_Grid(mined, texts), output_scores))
 
 
 class _Grid:
@@ -53,7 +51,7 @@ class _Grid:
     def __init__(self, mined: MinedNegatives, texts: PairTexts):
         self.mined, self.queries, self.corpus = mined, texts.queries, texts.corpus
         self.anchor_name, self.positive_name = texts.names
-        self.pair_query, self.pair_column = mined.positives.queries, mined.positives.columns
+        self.pair_query, self.pair_column = mined.positives.queries, mined.positives.indices
         self.pair_scores = mined.positive_scores
         self.scores, self.columns = mined.scores[self.pair_query], mined.indices[self.pair_query]
         self.there = self.columns >= 0

@@ -11,13 +11,11 @@ from torch import Tensor
 from ..encoding import progress_bar
 from ..ops import checks
 from ..pairs import METRICS
-from ..retrieval.arrays import as_ids, as_rows, check_finite
-from .candidates import Finder
-from .filters import Filters
+from ..retrieval.arguments import as_excluded
+from ..retrieval.arrays import as_rows, check_finite
+from .candidates import CandidateSearch, Corpus, Rerank, Reranker
 from .options import MiningOptions
 from .positives import Positives, as_positives
-from .rescoring import Rescore, Rescorer
-from .source import Source
 
 STEPS = 16  # movements of the bar, but not for fewer queries than this: every search begins with a pass over the corpus
 FEWEST_QUERIES = 16384
@@ -50,7 +48,6 @@ class MinedNegatives(NamedTuple):
     widened: int
 
 
-@torch.no_grad()
 def mine_negatives(
     query: Tensor | np.ndarray,
     corpus: Any,
@@ -67,7 +64,7 @@ def mine_negatives(
     sampling_strategy: str = "top",
     seed: int = 0,
     include_positives: bool = False,
-    rescore: Rescore | None = None,
+    rescore: Rerank | None = None,
     metric: str = "cosine",
     backend: str | None = None,
     progress: bool = False,
@@ -126,76 +123,104 @@ def mine_negatives(
         tensor([[2, 3]])
     """
     options = MiningOptions(
-        range_min, range_max, max_score, min_score, absolute_margin, relative_margin, num_negatives, sampling_strategy,
-        seed, include_positives,
-    )  # fmt: skip
+        num_negatives=num_negatives,
+        range_min=range_min,
+        range_max=range_max,
+        max_score=max_score,
+        min_score=min_score,
+        absolute_margin=absolute_margin,
+        relative_margin=relative_margin,
+        sampling_strategy=sampling_strategy,
+        seed=seed,
+        include_positives=include_positives,
+    )
+    return mine(
+        query, corpus, positives, options, exclude, rerank=rescore, metric=metric, backend=backend, progress=progress
+    )
+
+
+@torch.no_grad()
+def mine(
+    query: Tensor | np.ndarray,
+    corpus: Any,
+    positives: Positives | Tensor | np.ndarray,
+    options: MiningOptions,
+    exclude: Tensor | np.ndarray | None = None,
+    *,
+    rerank: Rerank | None = None,
+    metric: str = "cosine",
+    backend: str | None = None,
+    progress: bool = False,
+) -> MinedNegatives:
+    """`mine_negatives`, with options that are built and checked."""
     checks.check_choice("metric", metric, METRICS)
     query, _ = as_rows("query", query)
     check_finite("query", query, torch.arange(query.shape[0], device=query.device))
-    source = Source(corpus, metric, backend, query)
+    corpus = Corpus(corpus, metric, backend, query)
     positives = as_positives(positives, query.shape[0]).to(query.device)
     exclude = _as_excluded(exclude, query)
-    with progress_bar("rescore", None, "pairs", progress and rescore is not None) as bar:
-        rescorer = None if rescore is None else Rescorer(rescore, bar)
-        scores, least = _score_positives(query, source, positives, rescorer, options.filters)
-        window = options.window(int(positives.counts.max()), rescore is not None)
-        finder = Finder(
-            query, source, positives, exclude, options.filters, window, least, scores, rescorer, include_positives
-        )
-        return _mine(finder, seed, progress)
+    with progress_bar("rescore", None, "pairs", progress and rerank is not None) as bar:
+        reranker = None if rerank is None else Reranker(rerank, bar)
+        scores, least = _score_positives(query, corpus, positives, reranker, options)
+        end = options.end(positives.most, reranker is not None)
+        search = CandidateSearch(query, corpus, positives, exclude, options, scores, least, end, reranker)
+        return _mine(search, progress)
 
 
 def _as_excluded(exclude: Tensor | np.ndarray | None, query: Tensor) -> Tensor:
-    """(Q, E) rows to leave out."""
+    """(Q, E) rows that are no candidates."""
     n = query.shape[0]
     if exclude is None:
         return torch.zeros(n, 0, dtype=torch.int64, device=query.device)
-    rows = as_ids("exclude", exclude, query.device)
-    if rows.dim() not in (1, 2) or rows.shape[0] != n:
-        raise ValueError(f"exclude must have shape ({n},) or ({n}, E), one row for each query, got {tuple(rows.shape)}")
-    rows = rows[:, None] if rows.dim() == 1 else rows
+    rows = as_excluded("exclude", exclude, n, query.device)
     return rows if bool((rows >= 0).any()) else rows[:, :0]
 
 
 def _score_positives(
-    query: Tensor, source: Source, positives: Positives, rescorer: Rescorer | None, filters: Filters
+    query: Tensor, corpus: Corpus, positives: Positives, reranker: Reranker | None, options: MiningOptions
 ) -> tuple[Tensor, Tensor]:
-    """(P,) scores of positives, NaN if nobody can tell, and (Q,) the least of each query, +inf without one."""
+    """(P,) scores of positives, NaN if the corpus has no row lookup, and (Q,) the least of each query, +inf without
+    one."""
     number = positives.queries
-    source.check_ids("positives", positives.columns)
-    if rescorer is not None:
-        scores = rescorer(number, positives.columns)
-    elif source.has_rows:
-        scores = source.pair_scores(query, number, positives.columns)
-    elif filters.need_positives:
+    corpus.check_ids("positives", positives.indices)
+    if reranker is not None:
+        scores = reranker(number, positives.indices)
+    elif corpus.has_rows:
+        scores = corpus.pair_scores(query, number, positives.indices)
+    elif options.needs_positive_scores:
         raise ValueError(
             f"absolute_margin and relative_margin need the scores of positives: expected a corpus with rows(ids), got "
-            f"{source.name}"
+            f"{type(corpus.index).__name__}"
         )
     else:
-        scores = torch.full(number.shape, torch.nan, device=query.device)
-    least = torch.full((query.shape[0],), torch.inf, device=query.device)
+        scores = torch.full(number.shape, torch.nan, dtype=torch.float32, device=query.device)
+    least = torch.full((query.shape[0],), torch.inf, dtype=torch.float32, device=query.device)
     return scores, least.scatter_reduce(0, number, scores, "amin")
 
 
-def _mine(finder: Finder, seed: int, progress: bool) -> MinedNegatives:
-    n, window = finder.query.shape[0], finder.window
-    shape, device = (n, window.num_negatives), finder.query.device
-    scores, ids = torch.zeros(shape, device=device), torch.zeros(shape, dtype=torch.int64, device=device)
-    generator = torch.Generator("cpu").manual_seed(seed)
+def _mine(search: CandidateSearch, progress: bool) -> MinedNegatives:
+    n, options, device = search.query.shape[0], search.options, search.query.device
+    shape = (n, options.num_negatives)
+    scores = torch.zeros(shape, dtype=torch.float32, device=device)
+    ids = torch.zeros(shape, dtype=torch.int64, device=device)
+    generator = torch.Generator("cpu").manual_seed(options.seed)
     with progress_bar("search", n, "queries", progress) as bar:
-        for some in torch.arange(n, device=device).split(_queries_at_once(finder, n)):
-            for rows, candidate_scores, candidate_ids in finder.find(some):
-                scores[rows], ids[rows] = window.select(candidate_scores, candidate_ids, generator)
+        for some in torch.arange(n, device=device).split(_queries_at_once(search, n)):
+            for rows, candidate_scores, candidate_ids in search.find(some):
+                scores[rows], ids[rows] = options.select(candidate_scores, candidate_ids, search.end, generator)
             bar.update(some.shape[0])
-    host = torch.device("cpu")
     return MinedNegatives(
-        ids.to(host), scores.to(host), finder.positives.to(host), finder.positive_scores.to(host), finder.tally.read(),
-        (window.range_min, window.range_max), finder.widened,
-    )  # fmt: skip
+        ids.cpu(),
+        scores.cpu(),
+        search.positives.to(torch.device("cpu")),
+        search.positive_scores.cpu(),
+        search.counts.read(),
+        (options.range_min, search.end),
+        search.widened,
+    )
 
 
-def _queries_at_once(finder: Finder, n: int) -> int:
-    most = max(1, MOST_CANDIDATES // finder.depth)
+def _queries_at_once(search: CandidateSearch, n: int) -> int:
+    most = max(1, MOST_CANDIDATES // search.depth)
     steps = min(STEPS, max(1, n // FEWEST_QUERIES))
-    return min(most, -(-n // steps)) if finder.source.resident else most
+    return min(most, -(-n // steps)) if search.corpus.resident else most

@@ -1,86 +1,74 @@
-"""What a mining run may be asked for, checked before anything is encoded or searched."""
+"""Which candidates of a query become negatives: the options, the score filters, and the window of ranks."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
-from numbers import Integral
 
 import torch
 from torch import Tensor
 
-from ..ops import checks
-from .filters import Filters
+from ..errors import OptionError
+from ..options import check, option
 
 STRATEGIES = ("top", "random")
-PER_NEGATIVE = 10  # candidates looked at for a negative where filters may drop some
+PER_NEGATIVE = 10  # candidates searched for a negative where filters may drop some
+
+_which = functools.partial(option, panel="Which candidates become negatives")
 
 
 @dataclass(frozen=True)
 class MiningOptions:
-    """Which candidates become negatives; the meanings are `mine_negatives`'.
+    """The options of `mine_negatives`. A candidate of score s beside a query whose weakest positive has score p is
+    dropped
+
+        absolute_margin: where s + absolute_margin > p
+        relative_margin: where s > p - |p| relative_margin
+        max_score:       where s > max_score
+        min_score:       where s < min_score
+
+    in float32; None drops nothing. Ranks range_min <= r < range_max of what is left are the window.
 
     Raises:
-        ValueError: a number outside its range, named with what it disagrees with.
+        OptionError: a number outside its range, named with what it disagrees with.
     """
 
-    range_min: int = 0
-    range_max: int | None = None
-    max_score: float | None = None
-    min_score: float | None = None
-    absolute_margin: float | None = None
-    relative_margin: float | None = None
-    num_negatives: int = 3
-    sampling_strategy: str = "top"
-    seed: int = 0
-    include_positives: bool = False
+    num_negatives: int = _which(3, "Negatives of an anchor.", least=1)
+    range_min: int = _which(0, "Nearest candidates to skip.", least=0)
+    range_max: int | None = _which(
+        None, "Nearest candidates to consider.", least=1, shown="as many as the filters need"
+    )
+    max_score: float | None = _which(None, "Highest similarity of a negative.")
+    min_score: float | None = _which(None, "Lowest similarity of a negative.")
+    absolute_margin: float | None = _which(None, "Least distance of a negative below the positive.")
+    relative_margin: float | None = _which(
+        None, "The same as a share of the positive's similarity; 0.05 is NV-Retriever's."
+    )
+    sampling_strategy: str = _which(
+        "top", "The nearest that are left, or some of them.", choices=STRATEGIES, flag="--sampling"
+    )
+    seed: int = _which(0, "Of --sampling random.", least=0)
+    include_positives: bool = _which(
+        False, "Let positives be found too: a ranking to evaluate rerankers, with --format n-tuple."
+    )
 
     def __post_init__(self):
-        _check_whole("num_negatives", self.num_negatives, 1)
-        _check_whole("range_min", self.range_min, 0)
-        _check_whole("seed", self.seed, 0)
-        checks.check_choice("sampling_strategy", self.sampling_strategy, STRATEGIES)
-        _ = self.filters
+        check(self)
+        if None not in (self.max_score, self.min_score) and self.max_score < self.min_score:
+            raise OptionError(
+                "max_score", f" is {self.max_score}: expected at least ", "min_score", f", which is {self.min_score}"
+            )
         if self.range_max is None:
             return
-        _check_whole("range_max", self.range_max, 1)
         if self.range_min >= self.range_max:
-            raise ValueError(
-                f"range_min must be smaller than range_max, got range_min={self.range_min} and "
-                f"range_max={self.range_max}"
+            raise OptionError(
+                "range_min", f" is {self.range_min}: expected less than ", "range_max", f", which is {self.range_max}"
             )
-        if self.num_negatives > self.range_max - self.range_min:
-            raise ValueError(
-                f"num_negatives must be at most range_max - range_min, got num_negatives={self.num_negatives}, "
-                f"range_max={self.range_max} and range_min={self.range_min}"
-            )
-
-    @property
-    def filters(self) -> Filters:
-        """The filters by score."""
-        return Filters(self.absolute_margin, self.relative_margin, self.max_score, self.min_score)
-
-    def window(self, most_positives: int, rescored: bool) -> Window:
-        """The window of ranks when a query has at most `most_positives` positives."""
-        many = rescored or self.filters.drop_the_best
-        room = self.num_negatives * (PER_NEGATIVE if many else 1) + most_positives
-        end = self.range_min + room if self.range_max is None else self.range_max
-        return Window(self.range_min, end, self.num_negatives, self.sampling_strategy, self.range_max is None)
-
-
-def _check_whole(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise ValueError(f"{name} must be a whole number from {least}, got {value!r}")
-
-
-@dataclass(frozen=True)
-class Window:
-    """Ranks `range_min` up to `range_max`, not included, of what filters leave; `widens` if nobody chose its end."""
-
-    range_min: int
-    range_max: int
-    num_negatives: int
-    sampling_strategy: str
-    widens: bool
+        if self.enough > self.range_max:
+            room = f", which is {self.range_max - self.range_min}"
+            text = f" is {self.num_negatives}: expected at most "
+            raise OptionError("num_negatives", text, "range_max", " - ", "range_min", room)
 
     @property
     def enough(self) -> int:
@@ -88,15 +76,64 @@ class Window:
         return self.range_min + self.num_negatives
 
     @property
-    def wanted(self) -> int:
-        """How many are fetched for a query that has fewer: sampling wants a choice."""
-        return self.range_max if self.sampling_strategy == "random" else self.enough
+    def needs_positive_scores(self) -> bool:
+        """Whether the scores of positives are compared with."""
+        return (self.absolute_margin, self.relative_margin) != (None, None)
 
-    def select(self, scores: Tensor, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """(n, num_negatives) scores, best first, and indices, of (n, K) candidates, -inf where dropped."""
+    def end(self, most_positives: int, reranked: bool) -> int:
+        """The rank before which the window ends when a query has at most `most_positives` positives."""
+        if self.range_max is not None:
+            return self.range_max
+        drops_the_best = reranked or self.needs_positive_scores or self.max_score is not None
+        return self.range_min + self.num_negatives * (PER_NEGATIVE if drops_the_best else 1) + most_positives
+
+    def filter(self, scores: Tensor, least_positive: Tensor, counts: FilterCounts) -> Tensor:
+        """(n, K) scores with -inf for what is dropped; `least_positive` (n,) is +inf for a query without one."""
+        for name, wrong in self._dropped(scores, least_positive[:, None]):
+            there = scores > -torch.inf
+            counts.add(name, wrong & there, there)
+            scores = scores.masked_fill(wrong, -torch.inf)
+        return scores
+
+    def _dropped(self, scores: Tensor, positive: Tensor) -> Iterator[tuple[str, Tensor]]:
+        # Of the scores before any filter: what one filter drops, another may drop too.
+        if self.absolute_margin is not None:
+            yield "absolute_margin", scores + self.absolute_margin > positive
+        if self.relative_margin is not None:
+            yield "relative_margin", scores > self._relative_bound(positive)
+        if self.max_score is not None:
+            yield "max_score", scores > self.max_score
+        if self.min_score is not None:
+            yield "min_score", scores < self.min_score
+
+    def _relative_bound(self, positive: Tensor) -> Tensor:
+        # By the magnitude: a share of a negative score would move the threshold up.
+        bound = positive - positive.abs() * self.relative_margin
+        return torch.where(positive == torch.inf, positive, bound)
+
+    def bounds(self, least_positive: Tensor) -> tuple[Tensor, Tensor]:
+        """(n,) float64 lowest and highest score that may be left; a score between may still be dropped by rounding."""
+        low = torch.full_like(least_positive, -torch.inf, dtype=torch.float64)
+        high = torch.full_like(low, torch.inf)
+        if self.absolute_margin is not None:
+            # s + margin is rounded before it is compared, so that a sum half a step above the positive is equal to it.
+            step = torch.nextafter(least_positive, torch.full_like(least_positive, torch.inf))
+            rounded_down = (least_positive.double() + step.double()) / 2
+            high = high.minimum(rounded_down - _rounded(self.absolute_margin))
+        if self.relative_margin is not None:
+            high = high.minimum(self._relative_bound(least_positive).double())
+        if self.max_score is not None:
+            high = high.clamp_max(_rounded(self.max_score))
+        if self.min_score is not None:
+            low = low.clamp_min(_rounded(self.min_score))
+        return low, high
+
+    def select(self, scores: Tensor, ids: Tensor, end: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """(n, num_negatives) scores, best first, and ids, of ranks range_min to `end` of (n, K) candidates, -inf where
+        dropped."""
         n = self.num_negatives
         scores, order = scores.sort(dim=1, descending=True, stable=True)
-        scores, order = scores[:, self.range_min : self.range_max], order[:, self.range_min : self.range_max]
+        scores, order = scores[:, self.range_min : end], order[:, self.range_min : end]
         if scores.shape[1] < n:
             room = (0, n - scores.shape[1])
             scores = torch.nn.functional.pad(scores, room, value=-torch.inf)
@@ -107,4 +144,24 @@ class Window:
             drawn = keys.masked_fill(scores == -torch.inf, -1.0).topk(n, dim=1).indices.sort(dim=1).values
             scores, order = scores.gather(1, drawn), order.gather(1, drawn)
         scores, order = scores[:, :n], order[:, :n]
-        return scores, indices.gather(1, order).masked_fill(scores == -torch.inf, -1)
+        return scores, ids.gather(1, order).masked_fill(scores == -torch.inf, -1)
+
+
+def _rounded(value: float) -> float:
+    return torch.tensor(value, dtype=torch.float32, device="cpu").item()
+
+
+class FilterCounts:
+    """How many candidates each filter dropped, of how many that reached it; counted on the device, read once."""
+
+    def __init__(self):
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, name: str, dropped: Tensor, there: Tensor) -> None:
+        """Count two masks."""
+        new = torch.stack([dropped.sum(), there.sum()])
+        self._sums[name] = self._sums[name] + new if name in self._sums else new
+
+    def read(self) -> dict[str, tuple[int, int]]:
+        """(dropped, of how many) by filter, in the order in which they were applied."""
+        return {name: tuple(pair.tolist()) for name, pair in self._sums.items()}

@@ -37,6 +37,34 @@ class PairTexts(NamedTuple):
     more: int
 
 
+def pair_texts(
+    anchor: pa.ChunkedArray | Sequence[str],
+    positive: pa.ChunkedArray | Sequence[str],
+    corpus: pa.ChunkedArray | Sequence[str] | None = None,
+    names: tuple[str, str] = ("anchor", "positive"),
+) -> PairTexts:
+    """The texts of pairs, row by row, and of a corpus of further candidates."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    anchor, positive = (_strings(f"dataset column {name!r}", x) for name, x in zip(names, (anchor, positive)))
+    more = _strings("corpus", pa.array([]) if corpus is None else corpus)
+    queries, query = _distinct(anchor)
+    texts, row = _distinct(pa.concat_arrays([more, positive]))
+    own = pc.fill_null(pc.index_in(queries, value_set=texts), -1)
+    return PairTexts(
+        queries,
+        texts,
+        Positives.from_pairs(query, row[len(more) :], len(queries)),
+        torch.from_numpy(own.to_numpy().astype("int64")),
+        _first_place(query),
+        _first_place(row),
+        names,
+        len(anchor),
+        len(more),
+    )
+
+
 def read_pairs(
     dataset: Any, anchor_column_name: str | None, positive_column_name: str | None, corpus: Sequence[str] | None
 ) -> PairTexts:
@@ -45,20 +73,20 @@ def read_pairs(
     Raises:
         ValueError: the dataset is empty, has no such columns, or something in them is no text.
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     names = _column_names(dataset, anchor_column_name, positive_column_name)
-    anchor, positive = _columns(dataset, names)
-    more = _strings("corpus", pa.array([])) if corpus is None else _strings("corpus", corpus)
-    queries, query = _distinct(anchor)
-    texts, row = _distinct(pa.concat_arrays([more, positive]))
-    own = pc.fill_null(pc.index_in(queries, value_set=texts), -1)
-    return PairTexts(
-        queries, texts, Positives.from_pairs(query, row[len(more) :], len(queries)),
-        torch.from_numpy(own.to_numpy().astype("int64")), _first_place(query), _first_place(row), names,
-        len(anchor), len(more),
-    )  # fmt: skip
+    if hasattr(dataset, "with_format") and hasattr(dataset, "__len__"):
+        columns = [text_column(dataset, name) for name in names]
+    else:
+        rows = [(row[names[0]], row[names[1]]) for row in dataset]
+        columns = [[row[i] for row in rows] for i in (0, 1)]
+    if not len(columns[0]):
+        raise ValueError("dataset must have at least one row, got 0")
+    return pair_texts(*columns, corpus, names)
+
+
+def text_column(dataset: Any, name: str) -> pa.ChunkedArray:
+    """A column of a `datasets.Dataset`, not copied."""
+    return dataset.select_columns([name]).with_format("arrow")[:].column(name)
 
 
 def _column_names(dataset: Any, anchor: str | None, positive: str | None) -> tuple[str, str]:
@@ -72,18 +100,6 @@ def _column_names(dataset: Any, anchor: str | None, positive: str | None) -> tup
     if names[0] == names[1]:
         raise ValueError(f"anchor_column_name and positive_column_name must be two columns, got {names[0]!r} for both")
     return names
-
-
-def _columns(dataset: Any, names: tuple[str, str]) -> tuple[pa.Array, pa.Array]:
-    if hasattr(dataset, "with_format") and hasattr(dataset, "__len__"):
-        table = dataset.select_columns(list(names)).with_format("arrow")[:]
-        columns = [table.column(name) for name in names]
-    else:
-        rows = [(row[names[0]], row[names[1]]) for row in dataset]
-        columns = [[row[i] for row in rows] for i in (0, 1)]
-    if not len(columns[0]):
-        raise ValueError("dataset must have at least one row, got 0")
-    return tuple(_strings(f"dataset column {name!r}", column) for name, column in zip(names, columns))
 
 
 def _strings(name: str, values: Any) -> pa.Array:

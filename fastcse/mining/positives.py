@@ -1,7 +1,8 @@
-"""Which rows of the corpus answer which query, as index tensors."""
+"""Which rows of the corpus answer which query: a sparse matrix in CSR form."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,17 +14,17 @@ from ..retrieval.arrays import as_ids
 
 
 class Positives(NamedTuple):
-    """Corpus rows by query: those of query i are `columns[offsets[i] : offsets[i + 1]]`.
+    """Corpus rows by query: those of query i are `indices[indptr[i] : indptr[i + 1]]`, as in scipy's CSR.
 
-    `offsets` is (Q + 1,) int64 and begins with 0, `columns` is (P,) int64. A query may have none.
+    `indptr` is (Q + 1,) int64 and begins with 0, `indices` is (P,) int64. A query may have none.
 
     Example:
         >>> Positives.from_pairs([1, 0, 1, 1], [7, 5, 3, 7])
-        Positives(offsets=tensor([0, 1, 3]), columns=tensor([5, 7, 3]))
+        Positives(indptr=tensor([0, 1, 3]), indices=tensor([5, 7, 3]))
     """
 
-    offsets: Tensor
-    columns: Tensor
+    indptr: Tensor
+    indices: Tensor
 
     @classmethod
     def from_pairs(
@@ -57,17 +58,34 @@ class Positives(NamedTuple):
     @property
     def counts(self) -> Tensor:
         """(Q,) how many each query has."""
-        return self.offsets.diff()
+        return self.indptr.diff()
+
+    @property
+    def most(self) -> int:
+        """The most that a query has."""
+        return int(self.counts.max()) if self.counts.numel() else 0
 
     @property
     def queries(self) -> Tensor:
         """(P,) the query of each."""
-        numbers = torch.arange(self.offsets.shape[0] - 1, device=self.offsets.device)
+        numbers = torch.arange(self.indptr.shape[0] - 1, device=self.indptr.device)
         return numbers.repeat_interleave(self.counts)
 
     def to(self, device: torch.device) -> Positives:
         """The same on another device."""
-        return Positives(self.offsets.to(device), self.columns.to(device))
+        return Positives(self.indptr.to(device), self.indices.to(device))
+
+    @property
+    def offsets(self) -> Tensor:
+        """`indptr`, by its name before 0.2."""
+        warnings.warn("Positives.offsets is Positives.indptr now", DeprecationWarning, stacklevel=2)
+        return self.indptr
+
+    @property
+    def columns(self) -> Tensor:
+        """`indices`, by their name before 0.2."""
+        warnings.warn("Positives.columns is Positives.indices now", DeprecationWarning, stacklevel=2)
+        return self.indices
 
 
 def _first_of_each(query: Tensor, column: Tensor) -> Tensor:
@@ -89,24 +107,24 @@ def as_positives(positives: Positives | Tensor | np.ndarray | Sequence[int], que
             )
         there = (column >= 0).nonzero()[:, 0]
         return Positives.from_pairs(there, column[there], queries)
-    offsets, columns = (as_ids(f"positives.{name}", x, x.device) for name, x in positives._asdict().items())
-    if offsets.shape != (queries + 1,):
+    indptr, indices = (as_ids(f"positives.{name}", x, x.device) for name, x in positives._asdict().items())
+    if indptr.shape != (queries + 1,):
         raise ValueError(
-            f"positives.offsets must have shape ({queries + 1},) for {queries} queries, got {tuple(offsets.shape)}"
+            f"positives.indptr must have shape ({queries + 1},) for {queries} queries, got {tuple(indptr.shape)}"
         )
-    if int(offsets[0]) != 0 or int(offsets[-1]) != columns.shape[0] or bool((offsets.diff() < 0).any()):
-        ends = f"{int(offsets[0])} to {int(offsets[-1])}"
-        raise ValueError(f"positives.offsets must ascend from 0 to the {columns.shape[0]} columns, got {ends}")
-    if columns.numel() and int(columns.min()) < 0:
-        raise ValueError(f"positives.columns must be rows of the corpus, 0 or more, got {int(columns.min())}")
-    return Positives(offsets, columns)
+    if int(indptr[0]) != 0 or int(indptr[-1]) != indices.shape[0] or bool((indptr.diff() < 0).any()):
+        ends = f"{int(indptr[0])} to {int(indptr[-1])}"
+        raise ValueError(f"positives.indptr must ascend from 0 to the {indices.shape[0]} indices, got {ends}")
+    if indices.numel() and int(indices.min()) < 0:
+        raise ValueError(f"positives.indices must be rows of the corpus, 0 or more, got {int(indices.min())}")
+    return Positives(indptr, indices)
 
 
 class PairLookup:
     """Whether (query, corpus row) is among the pairs, for many at once. Rows may be named by any numbers."""
 
     def __init__(self, pairs: Positives):
-        self._names, place = pairs.columns.unique(return_inverse=True)
+        self._names, place = pairs.indices.unique(return_inverse=True)
         self._keys = (pairs.queries * len(self._names) + place).sort().values
 
     def __call__(self, query: Tensor, column: Tensor) -> Tensor:

@@ -2,22 +2,57 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from ..encoding import accepted, encode_texts
 from ..ops import checks
-from .formats import FORMATS, as_dataset, check_format
+from ..options import check, option
+from ..retrieval.arguments import OPTIONS as KINDS
+from ..retrieval.arguments import check_settings
+from ..retrieval.arrays import as_rows
+from ..retrieval.index import CorpusIndex
+from .candidates import Rerank
+from .formats import FORMATS, as_table, check_format
+from .negatives import MinedNegatives, mine
 from .options import MiningOptions
-from .pair_texts import read_pairs
+from .pair_texts import PairTexts, read_pairs
 from .report import report_table
-from .text_search import Encoding, mine_texts, of_distinct
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset
+
+# The model's own similarity, for rows of length 1, on which the dot product is the cosine.
+METRICS = {None: "cosine", "cosine": "cosine", "dot": "cosine", "euclidean": "l2"}
+Rows = Tensor | np.ndarray
+
+_encode = functools.partial(option, panel="Encoding and search")
+
+
+@dataclass(frozen=True)
+class EncodingOptions:
+    """How texts become rows."""
+
+    query_prompt: str | None = _encode(None, "Put before every anchor.", metavar="TEXT")
+    query_prompt_name: str | None = _encode(None, "The same, by its name in the model.", metavar="NAME")
+    corpus_prompt: str | None = _encode(None, "Put before every candidate.", metavar="TEXT")
+    corpus_prompt_name: str | None = _encode(None, "The same, by its name in the model.", metavar="NAME")
+    batch_size: int = _encode(32, "Texts encoded at once.", least=1)
+
+    def __post_init__(self):
+        check(self)
+
+    def prompts(self, side: str) -> dict[str, str | None]:
+        """Of the "query" or the "corpus"."""
+        return {name: getattr(self, f"{side}_{name}") for name in ("prompt", "prompt_name")}
 
 
 def mine_hard_negatives(
@@ -111,9 +146,18 @@ def mine_hard_negatives(
         {'question': 'a', 'answer': 'one', 'negative': 'two'}
     """
     options = MiningOptions(
-        range_min, range_max, max_score, min_score, absolute_margin, relative_margin, num_negatives, sampling_strategy,
-        seed, include_positives,
-    )  # fmt: skip
+        num_negatives=num_negatives,
+        range_min=range_min,
+        range_max=range_max,
+        max_score=max_score,
+        min_score=min_score,
+        absolute_margin=absolute_margin,
+        relative_margin=relative_margin,
+        sampling_strategy=sampling_strategy,
+        seed=seed,
+        include_positives=include_positives,
+    )
+    encoding = EncodingOptions(query_prompt, query_prompt_name, corpus_prompt, corpus_prompt_name, batch_size)
     checks.check_choice("output_format", output_format, FORMATS)
     if include_positives and output_format != "n-tuple":
         warnings.warn(
@@ -123,15 +167,102 @@ def mine_hard_negatives(
         output_format = "n-tuple"
     texts = read_pairs(dataset, anchor_column_name, positive_column_name, corpus)
     check_format(output_format, texts.names)
-    encoding = Encoding(
-        query_prompt_name, query_prompt, corpus_prompt_name, corpus_prompt, batch_size, cache_folder,
-        *of_distinct(texts, query_embeddings, corpus_embeddings),
-    )  # fmt: skip
     mined = mine_texts(
-        texts, model, options, encoding, cross_encoder=cross_encoder, backend=backend, index=index, progress=verbose
+        texts,
+        model,
+        options,
+        encoding,
+        embeddings=of_distinct(texts, query_embeddings, corpus_embeddings),
+        cross_encoder=cross_encoder,
+        cache_folder=cache_folder,
+        backend=backend,
+        index=index,
+        progress=verbose,
     )
     if verbose:
         from rich.console import Console
 
         Console(stderr=True).print(report_table(mined))
-    return as_dataset(mined, texts, output_format, output_scores)
+    from datasets import Dataset
+
+    return Dataset(as_table(mined, texts, output_format, output_scores))
+
+
+def mine_texts(
+    texts: PairTexts,
+    model: Any,
+    options: MiningOptions,
+    encoding: EncodingOptions,
+    *,
+    embeddings: tuple[Tensor | None, Tensor | None] = (None, None),
+    cross_encoder: Any = None,
+    cache_folder: str | None = None,
+    backend: str | None = None,
+    index: str | None = None,
+    progress: bool = True,
+) -> MinedNegatives:
+    """`mine_hard_negatives` of texts that are read, with options that are built; the arguments mean the same.
+
+    Args:
+        embeddings: a row for each of the distinct `queries`, and for each text of the `corpus`, of `texts`.
+    """
+    if index is not None:
+        checks.check_choice("index", index, tuple(KINDS))
+        check_settings("cosine", index, None, backend, {})
+    similarity = getattr(model, "similarity_fn_name", None)
+    if similarity not in METRICS:
+        known = ", ".join(name for name in METRICS if name)
+        raise ValueError(f"model must compare rows by one of {known}, got similarity_fn_name={similarity!r}")
+    query, corpus = embeddings
+    how = {"batch_size": encoding.batch_size, "cache_folder": cache_folder, "progress": progress}
+    if query is None:
+        query = encode_texts(model, texts.queries.to_pylist(), kind="query", **encoding.prompts("query"), **how)
+    if corpus is None:
+        corpus = encode_texts(model, texts.corpus.to_pylist(), kind="document", **encoding.prompts("corpus"), **how)
+    if METRICS[similarity] == "l2":
+        query, corpus = (torch.nn.functional.normalize(x.float(), dim=1) for x in (query, corpus))
+    device = torch.device(getattr(model, "device", None) or query.device)
+    query, corpus = query.to(device), corpus.to(device)
+    where = {"metric": METRICS[similarity], "backend": backend}
+    if index is not None:
+        corpus, where = CorpusIndex(corpus, kind=index, **where), {}
+    rerank = None if cross_encoder is None else _reranker(cross_encoder, texts, encoding.batch_size)
+    return mine(query, corpus, texts.positives, options, texts.own, rerank=rerank, progress=progress, **where)
+
+
+def of_distinct(texts: PairTexts, query: Rows | None, corpus: Rows | None) -> tuple[Tensor | None, Tensor | None]:
+    """Rows of the distinct texts, from rows of all the dataset's anchors, and of the corpus and then all positives."""
+    if query is not None:
+        query = _chosen("query_embeddings", query, texts.query_place, (texts.rows,))
+    if corpus is not None:
+        counts = (texts.more + texts.rows,)
+        if int(texts.corpus_place.max()) < texts.more:  # the corpus holds all positives
+            counts += (texts.more,)
+        corpus = _chosen("corpus_embeddings", corpus, texts.corpus_place, counts)
+    return query, corpus
+
+
+def _chosen(name: str, rows: Rows, place: Tensor, counts: tuple[int, ...]) -> Tensor:
+    """The rows of distinct texts, or all of them, not copied, where no text comes twice."""
+    rows, _ = as_rows(name, rows)
+    if rows.shape[0] not in counts:
+        expected = " or ".join(map(str, counts))
+        raise ValueError(f"{name} must have {expected} rows, one for each text, got {rows.shape[0]}")
+    if place.shape[0] == rows.shape[0] and torch.equal(place, torch.arange(place.shape[0], device=place.device)):
+        return rows
+    return rows[place.to(rows.device)]
+
+
+def _reranker(cross_encoder: Any, texts: PairTexts, batch_size: int) -> Rerank:
+    import pyarrow as pa
+
+    options = {"batch_size": batch_size, "show_progress_bar": False, "convert_to_tensor": True}
+    options = accepted(cross_encoder.predict, options)
+
+    def of(source: pa.Array, rows: Tensor) -> list[str]:
+        return source.take(pa.array(rows.cpu().numpy())).to_pylist()
+
+    def rerank(query: Tensor, rows: Tensor) -> Any:
+        return cross_encoder.predict(list(zip(of(texts.queries, query), of(texts.corpus, rows))), **options)
+
+    return rerank

@@ -65,7 +65,7 @@ def make_search(
     if query.shape[1] != width:
         raise ValueError(f"query must have rows of length {width} as the index has, got shape {tuple(query.shape)}")
     check_k(k, most)
-    exclude = None if exclude_id is None else as_excluded(exclude_id, n, query.device)
+    exclude = None if exclude_id is None else as_excluded("exclude_id", exclude_id, n, query.device)
     bounds = as_bound("min_score", min_score, query), as_bound("max_score", max_score, query)
     return Search(query, k, settings[0], exclude, *bounds, settings[1])
 
@@ -77,12 +77,12 @@ def check_k(k: int, most: int | None) -> None:
         raise ValueError(f"k must be a whole number from 1{limit}, got {k!r}")
 
 
-def as_excluded(exclude_id: Any, n: int, device: torch.device) -> Tensor:
+def as_excluded(name: str, excluded: Any, n: int, device: torch.device) -> Tensor:
     """(N, E) ids to leave out, padded by -1, of (N,) or (N, E)."""
-    ids = as_ids("exclude_id", exclude_id, device)
+    ids = as_ids(name, excluded, device)
     if ids.dim() not in (1, 2) or ids.shape[0] != n:
         shape = tuple(ids.shape)
-        raise ValueError(f"exclude_id must have shape ({n},) or ({n}, E), one row for each query, got {shape}")
+        raise ValueError(f"{name} must have shape ({n},) or ({n}, E), one row for each query, got {shape}")
     return ids[:, None] if ids.dim() == 1 else ids
 
 

@@ -9,7 +9,6 @@ from typer.testing import CliRunner
 
 import fastcse
 from fastcse.cli import app
-from fastcse.cli.cluster import files
 
 N, D, K = 60, 8, 4
 
@@ -147,7 +146,7 @@ def test_equal_points_share_one_cluster(call, tmp_path):
         (lambda path: np.save(path, np.ones(5)), "has shape (5,): expected (N, D)"),
         (lambda path: np.save(path, np.ones((5, 2, 2))), "has shape (5, 2, 2): expected (N, D)"),
         (lambda path: np.save(path, np.ones((0, 2))), "has shape (0, 2): expected (N, D)"),
-        (lambda path: np.save(path, np.ones((3, 2))), "--clusters must be at most the number of points, got 4 and 3"),
+        (lambda path: np.save(path, np.ones((3, 2))), "--clusters is 4: VECTORS"),
         (lambda path: np.save(path, _with_nan()), "in 2 of 9 rows, first in row 3"),
     ],
 )  # fmt: skip
@@ -176,8 +175,8 @@ def _with_nan():
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (("--metric", "l2"), "--metric is 'l2': expected one of cosine, euclidean"),
-        (("--init", "first"), "--init is 'first'"),
+        (("--metric", "l2"), "--metric 'l2' is unknown: expected cosine or euclidean"),
+        (("--init", "first"), "--init 'first' is unknown"),
         (("--max-iter", 0), "--max-iter is 0: expected at least 1"),
         (("--clusters", 0), "--clusters is 0: expected at least 1"),
         (("--seed", -1), "--seed is -1"),
@@ -222,7 +221,7 @@ def test_a_disk_that_is_full_leaves_no_file_and_the_older_ones(call, tmp_path, m
             raise OSError(28, "No space left on device")
         plain(file, array, **options)
 
-    monkeypatch.setattr(files.np, "save", full)
+    monkeypatch.setattr(np, "save", full)
     refused(call("--seed", 1, "--overwrite"), "centroids.npy", "cannot be written: No space left on device")
     assert {name: (tmp_path / name).read_bytes() for name in written(tmp_path)} == before
 
@@ -245,6 +244,6 @@ def test_an_interrupt_leaves_nothing(call, tmp_path, monkeypatch):
 
 
 def test_labels_count_the_sizes():
-    from fastcse.cli.cluster.job import _sizes
+    from fastcse.cli.cluster import _sizes
 
     assert _sizes(torch.tensor([0, 0, 0, 2, 3]), 4) == {"smallest": 0, "median": 1.0, "largest": 3, "empty": 1}

@@ -16,10 +16,8 @@ from tiny_encoder import sentences, write_tiny_encoder
 from typer.testing import CliRunner
 
 import fastcse
-from fastcse.cli import app
-from fastcse.cli.mine import job
-from fastcse.cli.mine.options import as_flags
-from fastcse.mining import text_search
+from fastcse.cli import app, mine_run
+from fastcse.mining import texts
 from fastcse.mining.texts import mine_hard_negatives
 from fastcse.training.options import TrainOptions
 from fastcse.training.run import train
@@ -98,10 +96,10 @@ def test_a_corpus_alone_is_its_own_pairs(call, files):
     done = call("--num-negatives", 2, text=("--corpus", "corpus.txt"))
     assert done.exit_code == 0, done.output
     rows = rows_of(files / "mined.jsonl")
-    texts = {*MORE, POSITIVES[3]}
-    assert {row["anchor"] for row in rows} == texts
-    assert all(row["anchor"] == row["positive"] != row["negative"] in texts for row in rows)
-    assert len(rows) == 2 * len(texts)  # the line that is there twice is one anchor
+    lines = {*MORE, POSITIVES[3]}
+    assert {row["anchor"] for row in rows} == lines
+    assert all(row["anchor"] == row["positive"] != row["negative"] in lines for row in rows)
+    assert len(rows) == 2 * len(lines)  # the line that is there twice is one anchor
 
 
 def test_a_corpus_gives_further_candidates(call, files):
@@ -199,7 +197,7 @@ def test_a_cross_encoder_scores_again(call, files, monkeypatch):
         def predict(self, pairs, batch_size):
             return [float(len(text)) for _, text in pairs]
 
-    monkeypatch.setattr(job, "CrossEncoder", Longest)
+    monkeypatch.setattr(mine_run, "CrossEncoder", Longest)
     assert call("--cross-encoder", "some/reranker", "--num-negatives", 1, "--max-score", 25).exit_code == 0
     rows = rows_of(files / "mined.jsonl")
     assert rows
@@ -210,8 +208,8 @@ def test_a_cross_encoder_scores_again(call, files, monkeypatch):
 @pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw"])
 def test_faiss_searches_where_it_is_asked_for(call, kind, monkeypatch):
     pytest.importorskip("faiss", reason="needs FAISS: pip install 'fastcse[mining]'")
-    kinds, make = [], text_search.CorpusIndex
-    monkeypatch.setattr(text_search, "CorpusIndex", lambda *a, **k: kinds.append(k["kind"]) or make(*a, **k))
+    kinds, make = [], texts.CorpusIndex
+    monkeypatch.setattr(texts, "CorpusIndex", lambda *a, **k: kinds.append(k["kind"]) or make(*a, **k))
     done = call("--index", kind, "--json")
     assert done.exit_code == 0, done.output
     assert kinds == [kind]
@@ -228,9 +226,8 @@ def test_include_positives_ranks_them_too(call, files):
 # Who reads it
 
 
-@pytest.mark.parametrize("format", ["triplet", "n-tuple"])
-def test_sentence_transformers_trains_on_the_file(call, files, encoder_path, format):
-    assert call("--format", format).exit_code == 0
+def test_sentence_transformers_trains_on_the_file(call, files, encoder_path):
+    assert call("--format", "n-tuple").exit_code == 0
     data = load_dataset("json", data_files=str(files / "mined.jsonl"), split="train", cache_dir=str(files / "hub"))
     model = SentenceTransformer(encoder_path, device="cpu")
     arguments = SentenceTransformerTrainingArguments(
@@ -243,8 +240,7 @@ def test_sentence_transformers_trains_on_the_file(call, files, encoder_path, for
     assert all(0 < loss < 100 for loss in losses)
 
 
-@pytest.mark.parametrize("output", ["m.jsonl", "m.tsv.gz"])
-@pytest.mark.parametrize("text", ["pairs", "corpus"])
+@pytest.mark.parametrize(("text", "output"), [("pairs", "m.jsonl"), ("corpus", "m.tsv.gz")])
 def test_fastcse_trains_on_the_file(call, files, encoder_path, text, output):
     source = {"pairs": "pairs.tsv", "corpus": "corpus.txt"}[text]
     assert call("--num-negatives", 2, "--scores", text=(f"--{text}", source), output=output).exit_code == 0
@@ -263,9 +259,9 @@ def test_fastcse_trains_on_the_file(call, files, encoder_path, text, output):
 SMALL_SHARDS = """
 import functools, sys
 from fastcse.cli import main
-from fastcse.cli.mine import job
-from fastcse.mining import text_search
-job.encode_texts = text_search.encode_texts = functools.partial(text_search.encode_texts, shard_rows=64)
+from fastcse.cli import mine_run
+from fastcse.mining import texts
+mine_run.encode_texts = texts.encode_texts = functools.partial(texts.encode_texts, shard_rows=64)
 main()
 """
 
@@ -274,42 +270,65 @@ def shards(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("rows-*.npy")}
 
 
-def test_a_run_that_is_killed_goes_on_where_it_was(files, encoder_path, monkeypatch, encoded):
-    (files / "many.txt").write_text("\n".join(sentences(2000, seed=3)), encoding="utf-8")
+def killed(arguments, cache, monkeypatch):
+    """Ends the run by SIGKILL when its first shard is there."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SMALL_SHARDS, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    while not shards(cache):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def interrupted(arguments, cache, monkeypatch):
+    """Ends the run by Ctrl-C in its third shard."""
+
+    def encode(*given, **options):
+        if len(shards(cache)) == 2:
+            raise KeyboardInterrupt
+        return plain(*given, **options)
+
+    with monkeypatch.context() as patch:
+        plain = SentenceTransformer.encode
+        patch.setattr(SentenceTransformer, "encode", encode)
+        assert CliRunner().invoke(app, arguments).exit_code == 130
+
+
+@pytest.mark.parametrize(("end", "count"), [(interrupted, 300), pytest.param(killed, 2000, marks=pytest.mark.whole)])
+def test_a_run_that_is_stopped_goes_on_where_it_was(files, encoder_path, monkeypatch, encoded, end, count):
+    (files / "many.txt").write_text("\n".join(sentences(count, seed=3)), encoding="utf-8")
 
     def arguments(output, *more):
-        return ["mine", "--corpus", str(files / "many.txt"), "--model", encoder_path, "--output", str(files / output),
-                "--relative-margin", "0.02", "--scores", *more]  # fmt: skip
+        text = ["--corpus", str(files / "many.txt"), "--relative-margin", "0.02", "--scores"]
+        return ["mine", "--model", encoder_path, "--output", str(files / output), *text, *more]
 
-    stopped = subprocess.Popen(
-        [sys.executable, "-c", SMALL_SHARDS, *arguments("mined.jsonl")], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    cache = files / "mined.jsonl.cache"
-    while not shards(cache):
-        assert stopped.poll() is None, stopped.communicate()
-        time.sleep(0.002)
-    stopped.send_signal(signal.SIGKILL)
-    stopped.communicate()
+    small, cache = functools.partial(texts.encode_texts, shard_rows=64), files / "mined.jsonl.cache"
+    for module in (mine_run, texts):
+        monkeypatch.setattr(module, "encode_texts", small)
+    end(arguments("mined.jsonl"), cache, monkeypatch)
     finished = shards(cache)
-    assert 1 <= len(finished) < 2000 // 64
+    assert 1 <= len(finished) < count // 64
     assert "mined.jsonl" not in left(files)
 
-    small = functools.partial(text_search.encode_texts, shard_rows=64)
-    for module in (job, text_search):
-        monkeypatch.setattr(module, "encode_texts", small)
-    seen, finish = {}, job.Workspace.finish
-    monkeypatch.setattr(job.Workspace, "finish", lambda self, *a: seen.update(shards(self.cache)) or finish(self, *a))
+    before = encoded()
+    seen, finish = {}, mine_run.RunFiles.finish
+    monkeypatch.setattr(
+        mine_run.RunFiles, "finish", lambda self, *a: seen.update(shards(self.cache)) or finish(self, *a)
+    )
 
     def mine(*more):
         return CliRunner().invoke(app, arguments(*more))
 
     refused(mine("mined.jsonl"), "has an unfinished run in 'mined.jsonl.cache': add --resume to go on with")
-    refused(mine("mined.jsonl", "--resume", "--query-prompt", "the "),
-            "--query-prompt is 'the ', but the run that --resume continues had None")  # fmt: skip
-    assert encoded() == 0
+    refused(
+        mine("mined.jsonl", "--resume", "--query-prompt", "the "),
+        "--query-prompt is 'the ', but the run that --resume continues had None",
+    )
     done = mine("mined.jsonl", "--resume")
     assert done.exit_code == 0, done.output
-    assert encoded() == 2000 - 64 * len(finished)
+    assert encoded() - before == count - 64 * len(finished)
     assert {path: seen[path] for path in finished} == finished  # not written again
     assert mine("whole.jsonl").exit_code == 0
     assert (files / "mined.jsonl").read_bytes() == (files / "whole.jsonl").read_bytes()
@@ -322,7 +341,7 @@ def broken_search(monkeypatch):
 
     def go(error):
         patch = pytest.MonkeyPatch()
-        patch.setattr(job, "as_dataset", lambda *_: (_ for _ in ()).throw(error))
+        patch.setattr(mine_run, "as_table", lambda *_: (_ for _ in ()).throw(error))
         return patch
 
     return go
@@ -358,7 +377,7 @@ def test_a_finished_output_is_not_made_again_and_not_lost(call, files, encoded, 
     first = call("--json")
     content, before = (files / "mined.jsonl").read_bytes(), encoded()
     refused(call(), "mined.jsonl' exists: add --overwrite to replace it")
-    monkeypatch.setattr(job, "load_encoder", lambda name: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(mine_run, "load_encoder", lambda name: pytest.fail("the model was loaded"))
     again = call("--resume", "--json")
     assert again.exit_code == 0
     assert json.loads(again.stdout) == json.loads(first.stdout)
@@ -409,19 +428,22 @@ def test_filters_that_leave_nothing_write_nothing(call, files, encoded):
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (("--num-negatives", 0), "--num-negatives must be a whole number from 1, got 0"),
+        (("--num-negatives", 0), "--num-negatives is 0: expected at least 1"),
         (
             ("--num-negatives", 30),
             "--num-negatives 30 after --range-min 0 is more than there is: 30 distinct",
         ),
         (("--range-min", 27), "--num-negatives 3 after --range-min 27 is more than there is"),
-        (("--range-min", 5, "--range-max", 6), "--num-negatives must be at most --range-max - --range-min"),
-        (("--max-score", "nan"), "--max-score must be "),
-        (("--max-score", 0.1, "--min-score", 0.5), "--max-score must be at least --min-score"),
-        (("--sampling", "best"), "--sampling must be "),
-        (("--format", "pairs"), "--format is 'pairs': expected one of triplet, n-tuple, labeled-pair, labeled-list"),
-        (("--index", "lsh"), "--index is 'lsh': expected one of exact, flat, ivf, hnsw"),
-        (("--index", "flat", "--backend", "cpp"), "--backend 'cpp' is for kind 'exact', got kind 'flat'"),
+        (
+            ("--range-min", 5, "--range-max", 6),
+            "expected at most --range-max - --range-min, which is 1",
+        ),
+        (("--max-score", "nan"), "--max-score is nan: expected a finite number"),
+        (("--max-score", 0.1, "--min-score", 0.5), "--max-score is 0.1: expected at least --min-score, which is 0.5"),
+        (("--sampling", "best"), "--sampling 'best' is unknown: expected top or random"),
+        (("--format", "pairs"), "--format 'pairs' is unknown: expected triplet, n-tuple, labeled-pair or labeled-list"),
+        (("--index", "lsh"), "--index 'lsh' is unknown: expected exact, flat, ivf or hnsw"),
+        (("--index", "flat", "--backend", "cpp"), "--backend 'cpp' is for --index exact, got flat"),
         (("--backend", "rocm"), "--backend 'rocm' is unknown"),
         (("--batch-size", 0), "--batch-size is 0: expected at least 1"),
         (("--max-length", 2), "--max-length is 2: expected at least 3"),
@@ -473,7 +495,7 @@ def test_what_the_library_refuses_is_one_sentence_and_leaves_nothing(call, files
 
 
 def test_a_stop_before_anything_was_encoded_leaves_nothing(call, files, monkeypatch):
-    monkeypatch.setattr(text_search, "encode_texts", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt()))
+    monkeypatch.setattr(texts, "encode_texts", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt()))
     stopped = call()
     assert stopped.exit_code == 130
     assert stopped.stderr.splitlines() == ["Stopped."]
@@ -485,17 +507,12 @@ def test_text_is_needed(files, encoder_path):
     refused(done, "expected --pairs, --corpus or both, got neither")
 
 
-def test_sentences_of_the_library_speak_of_flags():
-    text = "sampling_strategy must be one of 'top', got 'x' with range_max=3; the model seeds nothing"
-    assert as_flags(text) == "--sampling must be one of 'top', got 'x' with --range-max=3; the model seeds nothing"
-
-
 def test_a_disk_that_is_full_is_one_sentence_and_loses_nothing(call, files, monkeypatch, encoded):
     def full(self, write, report):
         raise OSError(28, "No space left on device", str(self.output))
 
     with monkeypatch.context() as patch:
-        patch.setattr(job.Workspace, "finish", full)
+        patch.setattr(mine_run.RunFiles, "finish", full)
         refused(call(), "mined.jsonl' cannot be written: No space left on device")
     assert left(files) == ["mined.jsonl.cache"]
     assert call("--resume").exit_code == 0

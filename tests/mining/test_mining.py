@@ -10,9 +10,9 @@ import torch
 
 import fastcse
 from fastcse import CorpusIndex, Positives, mine_negatives
-from fastcse.mining import negatives
-from fastcse.mining.candidates import Finder
-from fastcse.mining.filters import Filters
+from fastcse.mining import candidates, negatives
+from fastcse.mining.candidates import CandidateSearch
+from fastcse.mining.options import FilterCounts, MiningOptions
 from fastcse.mining.report import report_table, summarize
 
 every_metric = pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
@@ -43,7 +43,7 @@ def mined_by_hand(score, positives, *, exclude=None, range_min=0, range_max=None
     out = np.full((len(score), num_negatives), -1)
     most = int(positives.counts.max())
     for i, s in enumerate(score.numpy()):
-        own = positives.columns[positives.offsets[i] : positives.offsets[i + 1]].numpy()
+        own = positives.indices[positives.indptr[i] : positives.indptr[i + 1]].numpy()
         out_of = set() if exclude is None else set(exclude[i].tolist()) - (set(own) if include_positives else set())
         order = [j for j in np.lexsort((np.arange(len(s)), -s)) if j not in out_of]
         if range_max is not None:
@@ -116,7 +116,7 @@ def test_as_by_hand(options, source):
     expected_score = score.gather(1, expected.clamp_min(0))
     torch.testing.assert_close(got.scores[there], expected_score[there], rtol=0, atol=2e-7)
     assert (got.scores[~there] == -math.inf).all()
-    torch.testing.assert_close(got.positive_scores, score[positives.queries, positives.columns], rtol=0, atol=2e-7)
+    torch.testing.assert_close(got.positive_scores, score[positives.queries, positives.indices], rtol=0, atol=2e-7)
 
 
 @pytest.mark.interpreted_by_value
@@ -205,9 +205,12 @@ def test_what_the_filters_keep_lies_between_their_bounds(margin):
     for _ in range(12):
         scores.append(torch.nextafter(scores[-1], torch.full_like(near, 9.0)))
     scores, seen = torch.stack(scores, 1), []
-    for filters in (Filters(absolute_margin=margin), Filters(relative_margin=margin, max_score=0.1, min_score=-0.7)):
+    for filters in (
+        MiningOptions(absolute_margin=margin),
+        MiningOptions(relative_margin=margin, max_score=0.1, min_score=-0.7),
+    ):
         low, high = filters.bounds(positive)
-        kept = filters.apply(scores, positive) > -math.inf
+        kept = filters.filter(scores, positive, FilterCounts()) > -math.inf
         seen += [kept.any(), not kept.all()]
         assert ((scores.double() >= low[:, None]) & (scores.double() <= high[:, None]))[kept].all()
     assert seen[0]  # the scores lie on both sides of the bounds
@@ -293,17 +296,17 @@ def test_rows_that_are_not_finite_are_refused(name, value):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"num_negatives": 0}, "num_negatives must be a whole number from 1, got 0"),
-        ({"num_negatives": 2.0}, "num_negatives must be a whole number from 1, got 2.0"),
-        ({"range_min": -1}, "range_min must be a whole number from 0, got -1"),
-        ({"range_min": 5, "range_max": 5}, "range_min=5 and range_max=5"),
-        ({"range_min": 2, "range_max": 4}, "num_negatives=3, range_max=4 and range_min=2"),
-        ({"sampling_strategy": "best"}, r"sampling_strategy must be one of .*'random'.*, got 'best'"),
-        ({"absolute_margin": math.nan}, "absolute_margin must be a finite number, got nan"),
-        ({"relative_margin": math.inf}, "relative_margin must be a finite number, got inf"),
-        ({"max_score": "high"}, "max_score must be a finite number, got 'high'"),
-        ({"max_score": 0.1, "min_score": 0.2}, "got max_score=0.1 and min_score=0.2"),
-        ({"seed": -1}, "seed must be a whole number from 0, got -1"),
+        ({"num_negatives": 0}, "num_negatives is 0: expected at least 1"),
+        ({"num_negatives": 2.0}, "num_negatives is 2.0: expected a whole number"),
+        ({"range_min": -1}, "range_min is -1: expected at least 0"),
+        ({"range_min": 5, "range_max": 5}, "range_min is 5: expected less than range_max, which is 5"),
+        ({"range_min": 2, "range_max": 4}, "num_negatives is 3: expected at most range_max - range_min, which is 2"),
+        ({"sampling_strategy": "best"}, "sampling_strategy 'best' is unknown: expected top or random"),
+        ({"absolute_margin": math.nan}, "absolute_margin is nan: expected a finite number"),
+        ({"relative_margin": math.inf}, "relative_margin is inf: expected a finite number"),
+        ({"max_score": "high"}, "max_score is 'high': expected a finite number"),
+        ({"max_score": 0.1, "min_score": 0.2}, "max_score is 0.1: expected at least min_score, which is 0.2"),
+        ({"seed": -1}, "seed is -1: expected at least 0"),
         ({"metric": "manhattan"}, "metric must be one of .*, got 'manhattan'"),
         ({"backend": "cuda"}, "'cuda'"),
         ({"exclude": torch.zeros(3)}, "exclude must be whole numbers"),
@@ -321,8 +324,8 @@ def test_one_sentence_names_what_is_wrong(options, says):
     [
         (torch.arange(3), r"positives must be Positives, or have shape \(4,\).*got \(3,\)"),
         (torch.tensor([0, 1, 2, 6]), "positives must be rows of the 6 of the corpus, got 6"),
-        (Positives(torch.tensor([0, 1, 2]), torch.tensor([0, 1])), r"positives.offsets must have shape \(5,\)"),
-        (Positives(torch.tensor([0, 2, 1, 2, 2]), torch.tensor([0, 1])), "must ascend from 0 to the 2 columns"),
+        (Positives(torch.tensor([0, 1, 2]), torch.tensor([0, 1])), r"positives.indptr must have shape \(5,\)"),
+        (Positives(torch.tensor([0, 2, 1, 2, 2]), torch.tensor([0, 1])), "must ascend from 0 to the 2 indices"),
         (Positives(torch.tensor([0, 1, 1, 1, 1]), torch.tensor([-3])), "0 or more, got -3"),
     ],
     ids=range(5),
@@ -352,10 +355,10 @@ def test_a_corpus_of_another_kind_is_refused():
 
 def test_pairs_become_lists_in_their_order_without_repeats():
     made = Positives.from_pairs([2, 0, 2, 2, 0], [5, 1, 3, 5, 9], 4)
-    assert made.offsets.tolist() == [0, 2, 2, 4, 4]
-    assert made.columns.tolist() == [1, 9, 5, 3]
+    assert made.indptr.tolist() == [0, 2, 2, 4, 4]
+    assert made.indices.tolist() == [1, 9, 5, 3]
     assert made.queries.tolist() == [0, 0, 2, 2]
-    assert Positives.from_pairs([], [], 2).offsets.tolist() == [0, 0, 0]
+    assert Positives.from_pairs([], [], 2).indptr.tolist() == [0, 0, 0]
     with pytest.raises(ValueError, match="query and column must be two lists of one length"):
         Positives.from_pairs([1], [1, 2])
     with pytest.raises(ValueError, match=r"query must be in 0\.\.2 and column 0 or more, got 3"):
@@ -402,7 +405,7 @@ def test_positives_between_the_bounds_do_not_use_up_the_search(crowd, monkeypatc
     index = Counted(crowd)
     index.asked = []
     if not foreseen:
-        monkeypatch.setattr(Finder, "_positives_between", lambda *_: 0)
+        monkeypatch.setattr(CandidateSearch, "_positives_between", lambda *_: 0)
     positives = Positives.from_pairs([0] * 40, [*range(300, 340)])
     got = mine_negatives(QUERY, index, positives, max_score=0.7, num_negatives=5)
     assert got.widened == 1
@@ -544,7 +547,7 @@ def test_a_second_model_decides_order_and_filters():
     first = score_matrix(query, corpus, "cosine")
     depth = 20 + int(positives.counts.max())
     for i in range(30):
-        own = positives.columns[positives.offsets[i] : positives.offsets[i + 1]]
+        own = positives.indices[positives.indptr[i] : positives.indptr[i + 1]]
         near = first[i].argsort(descending=True)[:depth]
         left = [j for j in near.tolist() if j not in own.tolist()]
         if len(own):
@@ -552,23 +555,21 @@ def test_a_second_model_decides_order_and_filters():
             left = [j for j in left if table[i, j] <= p - p.abs() * 0.1]
         left = sorted(left, key=lambda j: -table[i, j])[:5]
         assert got.indices[i].tolist() == left + [-1] * (5 - len(left))
-    torch.testing.assert_close(got.positive_scores, table[positives.queries, positives.columns])
+    torch.testing.assert_close(got.positive_scores, table[positives.queries, positives.indices])
     assert len(second.asked) == 2  # the positives, the candidates: never one query at a time
     asked = {(int(q), int(r)) for q, r in zip(*second.asked[1])}
-    assert not asked & {*zip(positives.queries.tolist(), positives.columns.tolist())}
+    assert not asked & {*zip(positives.queries.tolist(), positives.indices.tolist())}
     assert len(asked) == len(second.asked[1][0])
 
 
 def test_pairs_are_scored_some_at_a_time(monkeypatch):
-    from fastcse.mining import rescoring
-
-    monkeypatch.setattr(rescoring, "PAIRS_AT_ONCE", 37)
+    monkeypatch.setattr(candidates, "RERANKED_AT_ONCE", 37)
     table = rows(30, 80, seed=9)
     arguments = rows(30, 6), rows(80, 6, seed=2), torch.arange(30)
     second = Second(table)
     got = mine_negatives(*arguments, rescore=second)
     assert max(len(query) for query, _ in second.asked) == 37
-    monkeypatch.setattr(rescoring, "PAIRS_AT_ONCE", 1 << 20)
+    monkeypatch.setattr(candidates, "RERANKED_AT_ONCE", 1 << 20)
     torch.testing.assert_close(got.indices, mine_negatives(*arguments, rescore=Second(table)).indices)
 
 
