@@ -20,11 +20,11 @@ from .mining.texts import mine_hard_negatives
 from .modules.papers import ClusterNSLoss, HSimCSELoss, QuadrupletLoss
 from .modules.queue import NegativeQueue
 from .modules.softmax import AngularInfoNCELoss, FocalInfoNCELoss, InfoNCELoss
-from .ops.all_pairs import similarity
-from .ops.clusters import Assignment, ClusterSums, assign, cluster_sums
 from .ops.dispatch import BackendStatus, backends, last_backend
 from .ops.hardest import HardestNegative, hardest_negative
-from .ops.nearest import TopK, topk
+from .ops.kmeans_steps import Assignment, ClusterSums, assign, cluster_sums
+from .ops.similarity_matrix import similarity
+from .ops.topk_search import TopK, topk
 from .retrieval.index import CorpusIndex
 
 __version__ = "0.1.0"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .pairs import SHORTEST_NORM, Quadruplets, TopKQuery
+from .operands import SHORTEST_NORM, Quadruplets, TopKQuery
 from .transforms import LogitTransform
 
 

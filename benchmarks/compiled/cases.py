@@ -10,20 +10,19 @@ import torch
 import triton
 
 from fastcse.kernels import (
-    assignment,
-    centroids,
-    clusters,
     configs,
-    merge,
-    nearest,
+    kmeans,
+    kmeans_assign,
+    kmeans_split,
     pairwise,
     quadruplet,
     rows,
-    scores,
-    selection,
-    steps,
+    topk_scores,
+    topk_select,
 )
+from fastcse.kernels.sweep import ROWS, TILES, add_sums_kernel
 from fastcse.kernels.tile import device_fn
+from fastcse.kernels.topk_search import rescore_kernel
 from fastcse.losses.focal import DETACHED, FOCAL
 from fastcse.losses.infonce import SCALED
 from fastcse.transforms import LogitTransform
@@ -153,30 +152,30 @@ def _search_cases(dtype: torch.dtype, arch: int) -> Iterator[Case]:
     plain = configs.plain(configs.default_config(divmod(arch, 10), dtype, "busy"), dtype)
     described = [config for config in _configs(dtype, arch, "sums") if config.programs]
     stored = "fp32" if dtype == torch.float32 else "bf16"
-    forms = {"": {}, "ids": {"IDS": True}, "bounds": {"BOUNDED": True}, "wide": {"SPAN": scores.SPANS[-1]}}
+    forms = {"": {}, "ids": {"IDS": True}, "bounds": {"BOUNDED": True}, "wide": {"SPAN": topk_scores.SPANS[-1]}}
     for config, (form, flags) in itertools.product(dict.fromkeys([plain, *described]), forms.items()):
-        constants = {**_tile(config), "IDS": False, "BOUNDED": False, "SPAN": scores.SPANS[0],
-                         "PART": scores.PART, "CUTS": False, **flags}  # fmt: skip
+        constants = {**_tile(config), "IDS": False, "BOUNDED": False, "SPAN": topk_scores.SPANS[0],
+                         "PART": topk_scores.PART, "CUTS": False, **flags}  # fmt: skip
         config = config._replace(block_m=max(config.block_m, constants["SPAN"]))
         constants["BLOCK_M"] = config.block_m
         types = {**_rows(dtype), "S": f"*{stored}", "MAXIMA": f"*{stored}"}
-        function = scores.scores_kernel
+        function = topk_scores.scores_kernel
         if config.programs:
             del constants["EVEN_D"]
-            constants["FLATTEN"], function = config.flatten, scores.persistent_scores_kernel
+            constants["FLATTEN"], function = config.flatten, topk_scores.persistent_scores_kernel
             types |= {"A": _described(dtype, config.block_n, config), "C": _described(dtype, config.block_m, config),
-                          "S": f"tensordesc<{stored}[{config.block_n},{scores.PART}]>"}  # fmt: skip
+                          "S": f"tensordesc<{stored}[{config.block_n},{topk_scores.PART}]>"}  # fmt: skip
         yield Case("top-k scores", form, dtype, function, constants, types, config)
     bits = 32 if dtype == torch.float32 else 16
     counted = {"BITS": bits, "MASK": 2 ** (bits - 1) - 1}
     types = {**dict.fromkeys(("S", "MAXIMA"), f"*i{bits}"), "GROUPS": "*i32", "COLUMN": "*i64", "wanted": "i32"}
-    groups, columns = selection.select_groups_kernel, selection.select_columns_kernel
-    for held in (2048, selection.MOST_HELD):
-        constants, warps = {"BLOCK": held, **counted}, selection.warps(held)
+    groups, columns = topk_select.select_groups_kernel, topk_select.select_columns_kernel
+    for held in (2048, topk_select.MOST_HELD):
+        constants, warps = {"BLOCK": held, **counted}, topk_select.warps(held)
         yield Case("top-k groups", str(held), dtype, groups, constants, types, warps=warps)
-    for held in (32, selection.MOST_HELD // scores.SPANS[0]):
-        constants = {"BLOCK": held, "SPAN": scores.SPANS[0], **counted}
-        warps = selection.warps(held * scores.SPANS[0])
+    for held in (32, topk_select.MOST_HELD // topk_scores.SPANS[0]):
+        constants = {"BLOCK": held, "SPAN": topk_scores.SPANS[0], **counted}
+        warps = topk_select.warps(held * topk_scores.SPANS[0])
         yield Case("top-k columns", str(held), dtype, columns, constants, types, warps=warps)
 
 
@@ -186,9 +185,9 @@ def _row_cases(dtype: torch.dtype) -> Iterator[Case]:
     finish = {"BLOCK_D": 1024, "HAS_FACTOR": True, "HAS_PULL": True, "HAS_SCALE": True}
     for name, kernel, constants in (
         ("inverse_norms", rows.inverse_norms_kernel, {"BLOCK_D": 1024}),
-        ("top-k rescore", nearest.rescore_kernel, {"DISTANCE": False, "BLOCK_K": 16, "BLOCK_D": 128}),
+        ("top-k rescore", rescore_kernel, {"DISTANCE": False, "BLOCK_K": 16, "BLOCK_D": 128}),
         ("open_rows", rows.open_rows_kernel, {"BLOCK_D": 1024, "BY_ROW": False, **positive}),
-        ("add_sums", merge.add_sums_kernel, {"E": True, "EF": True, "BLOCK_N": merge.ROWS, "BLOCK_T": merge.TILES}),
+        ("add_sums", add_sums_kernel, {"E": True, "EF": True, "BLOCK_N": ROWS, "BLOCK_T": TILES}),
         ("scale_rows", rows.scale_rows_kernel, {"BLOCK_D": 1024}),
         ("close_rows", rows.close_rows_kernel, {"BLOCK": 256}),
         ("pull_rows", rows.pull_rows_kernel, pull),
@@ -215,43 +214,43 @@ def _quadruplet_cases(dtype: torch.dtype) -> Iterator[Case]:
     normalize = {"NORMALIZE": True, **block}
     yield Case("candidate gradient", "", dtype, quadruplet.candidate_gradient_kernel, normalize, types)
     step = {"HAS_RADIUS": True, "KIND": 1, **block}
-    yield Case("step_rows", "", dtype, steps.step_rows_kernel, step, types)
-    yield Case("scale", "", dtype, steps.scale_kernel, {"BLOCK": 1024}, types)
+    yield Case("step_rows", "", dtype, quadruplet.step_rows_kernel, step, types)
+    yield Case("scale", "", dtype, quadruplet.scale_kernel, {"BLOCK": 1024}, types)
 
 
 def _cluster_cases(dtype: torch.dtype, arch: int) -> Iterator[Case]:
     """K-means: nearest centroids, one and two, of float32 and of the points' own type, in the tiles of the sums; the
-    settling of points of 768; and the sums of clusters."""
+    settling of points of 768; and the sums of kmeans."""
     seen = set()
-    for parts in {centroids.parts_of(dtype, wide, d) for wide in (torch.float32, dtype) for d in (128, 768)}:
+    for parts in {kmeans_split.parts_of(dtype, wide, d) for wide in (torch.float32, dtype) for d in (128, 768)}:
         for config in _configs(dtype, arch, "sums"):
-            config = centroids.fitting(config, parts, dtype.itemsize)
+            config = kmeans_split.fitting(config, parts, dtype.itemsize)
             for two in (False, True):
                 if (config, parts, two) not in seen:
                     seen.add((config, parts, two))
                     yield _assign_case(dtype, config, parts, two)
-    settle = {"TWO": False, "DISTANCE": True, **clusters.settling(768)}
+    settle = {"TWO": False, "DISTANCE": True, **kmeans.settling(768)}
     warps = settle.pop("num_warps")
     types = {**_rows(dtype), "C": "*fp32", "AT": "*i32", "LOWEST": "*i32", "segments": "i32"}
-    yield Case("assign values", "", dtype, assignment.settle_kernel, settle, types, warps=warps)
+    yield Case("assign values", "", dtype, kmeans_assign.settle_kernel, settle, types, warps=warps)
     for form, scaled in (("", False), ("unit rows", True)):
-        block = {"HAS_SCALE": scaled, "BLOCK_D": clusters.COLUMNS}
-        yield Case("cluster_sums", form, dtype, clusters.cluster_sums_kernel, block, _rows(dtype), warps=1)
+        block = {"HAS_SCALE": scaled, "BLOCK_D": kmeans.COLUMNS}
+        yield Case("cluster_sums", form, dtype, kmeans.cluster_sums_kernel, block, _rows(dtype), warps=1)
 
 
 def _assign_case(dtype: torch.dtype, config: configs.TileConfig, parts: int, two: bool) -> Case:
     """Ranks of centroids in `parts` parts, of which the report calls two or more the split ones."""
     form = f"nearest{' two' if two else ''}{', split' if parts > 1 else ''}"
-    constants = {**_tile(config), "TWO": two, "PARTS": parts, "WIDTH": assignment.WIDTH}
+    constants = {**_tile(config), "TWO": two, "PARTS": parts, "WIDTH": kmeans_assign.WIDTH}
     del constants["GROUP"]
     sizes = {"AT": "*i32", **dict.fromkeys(("columns", "segments", "per_segment"), "i32")}
     if config.programs == 0:
-        return Case("assign", form, dtype, assignment.assign_kernel, constants, {**_rows(dtype), **sizes}, config)
+        return Case("assign", form, dtype, kmeans_assign.assign_kernel, constants, {**_rows(dtype), **sizes}, config)
     del constants["EVEN_D"]
     constants["FLATTEN"] = config.flatten
     described = {"X": _described(dtype, config.block_n, config), "C": _described(dtype, config.block_m, config)}
     types = {**described, **sizes}
-    return Case("assign", form, dtype, assignment.persistent_assign_kernel, constants, types, config)
+    return Case("assign", form, dtype, kmeans_assign.persistent_assign_kernel, constants, types, config)
 
 
 def _described(dtype: torch.dtype, rows: int, config: configs.TileConfig) -> str:

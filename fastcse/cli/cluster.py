@@ -18,8 +18,8 @@ from ..clustering.kmeans import KMeans
 from ..clustering.seeding import INITS
 from ..errors import InputError
 from ..files import write_atomic
-from ..ops.clusters import METRICS
 from ..ops.dispatch import last_backend
+from ..ops.kmeans_steps import METRICS
 from ..options import build, check, option
 from ..training.options import check_backend
 from .console import Json, show

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..ops import checks
-from ..ops.clusters import METRICS
 from ..ops.dispatch import NAMES, choose_backend
+from ..ops.kmeans_steps import METRICS
 from ..reference import unit_rows
 from ..retrieval.arrays import as_rows, check_finite
 from .faiss_kmeans import fit_faiss

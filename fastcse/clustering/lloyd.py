@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..ops.clusters import assign, cluster_sums
+from ..ops.kmeans_steps import assign, cluster_sums
 from ..reference import unit_rows
 
 

@@ -11,7 +11,7 @@ from torch import distributed as dist
 
 from ..distributed import Exchange, is_many, total_over_ranks
 from ..ops import checks
-from ..ops.clusters import assign, cluster_sums
+from ..ops.kmeans_steps import assign, cluster_sums
 from .online_start import STARTS, Arriving, first_centroids, mean_similarity
 
 MODES = ("momentum", "kmeans", "adamw")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..pairs import RowChunk
+from ..operands import RowChunk
 from .problem import Problem
 
 

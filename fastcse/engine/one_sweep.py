@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..pairs import Columns, RowChunk
+from ..operands import Columns, RowChunk
 from .gradients import Gradients
 from .problem import OFF_POWERS_OF_TWO, Problem
 

@@ -9,7 +9,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ..pairs import Block, Logits, RowChunk, RowStats
+from ..operands import Block, Logits, RowChunk, RowStats
 from ..transforms import LogitTransform, get
 
 # Added to every shift. Without it Z of a confident row is 1.00x, and a / Z rounds back to a in every component of a

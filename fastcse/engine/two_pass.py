@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from ..pairs import Columns
+from ..operands import Columns
 from .gradients import Gradients
 from .one_sweep import sweep_blocks, sweep_in_range
 from .problem import HEADROOM, OFF_POWERS_OF_TWO, Problem

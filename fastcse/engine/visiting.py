@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..pairs import Block, RowChunk, RowStats
+from ..operands import Block, RowChunk, RowStats
 from .gradients import Gradients
 from .problem import OFF_POWERS_OF_TWO, Problem
 

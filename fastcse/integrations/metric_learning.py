@@ -17,7 +17,7 @@ from torch import Tensor
 from ..losses.contrastive import CandidateBlock
 from ..ops import checks
 from ..ops.dispatch import last_backend
-from ..ops.nearest import topk
+from ..ops.topk_search import topk
 from .label_pairs import Pairs, least_by_anchor, log_sum_by_anchor, pair_similarity, positive_pairs
 from .partition import log_partition
 

@@ -2,14 +2,12 @@
 autograd, no choice of backend.
 """
 
-from .clusters import assign, cluster_sums
-from .launch import all_pairs, is_open, largest_logits, sweep
-from .nearest import topk
-from .products import accumulate_transposed, times_candidates
-from .quadruplet import quadruplets
+from .kmeans import assign, cluster_sums
+from .quadruplet import quadruplets, scale_gradients, step_rows
 from .rows import add_at, close_rows, finish_rows, inverse_norms, open_rows, pull_rows, scale_rows, scatter_rows
-from .steps import scale_gradients, step_rows
-from .workspace import Workspace, keeps_products, plan_rows, prepare
+from .sweep import all_pairs, is_open, largest_logits, sweep
+from .topk_search import topk
+from .workspace import Workspace, accumulate_transposed, keeps_products, plan_rows, prepare, times_candidates
 
 __all__ = [
     "Workspace",

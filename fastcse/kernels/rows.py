@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..pairs import SHORTEST_NORM, Block, Logits, RowChunk
+from ..operands import SHORTEST_NORM, Block, Logits, RowChunk
 from ..transforms import get
 from .tile import device_fn
 from .workspace import weight_type

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from .. import reference
+from ..operands import STEPS
 from ..ops import checks
 from ..ops.adversarial import adversarial_op
 from ..ops.dispatch import choose_backend, record
-from ..pairs import STEPS
 from .infonce import SCALED
 
 

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..operands import STEPS
 from ..ops import checks
 from ..ops.dispatch import choose_backend
 from ..ops.quadruplet import QuadrupletCall
-from ..pairs import STEPS
 from .adversarial import adversarial_positive
 from .contrastive import Call, CandidateBlock, ContrastiveStats, LossAndStats, contrastive_loss
 from .infonce import SCALED

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from .. import reference
+from ..operands import Quadruplets
 from ..ops import checks, quadruplet
 from ..ops.dispatch import choose_backend, record
 from ..ops.quadruplet import QuadrupletCall
-from ..pairs import Quadruplets
 from .contrastive import REDUCTIONS
 
 FORMS = ("weighted", "classic")

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..ops.nearest import TopK
-from ..pairs import SHORTEST_NORM
+from ..operands import SHORTEST_NORM
+from ..ops.topk_search import TopK
 from ..retrieval.arrays import as_rows, check_finite, is_mapped
 from ..retrieval.exact import is_excluded
 from ..retrieval.index import CorpusIndex

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..encoding import progress_bar
+from ..operands import METRICS
 from ..ops import checks
-from ..pairs import METRICS
 from ..retrieval.arguments import as_excluded
 from ..retrieval.arrays import as_rows, check_finite
 from .candidates import CandidateSearch, Corpus, Rerank, Reranker

@@ -2,7 +2,10 @@
 rest.
 """
 
-from .chunk import (
+from .kmeans import assign, cluster_sums
+from .quadruplet import quadruplets, scale_gradients, step_rows
+from .rows import add_at, close_rows, finish_rows, inverse_norms, open_rows, pull_rows, scale_rows, scatter_rows
+from .sweep import (
     Workspace,
     accumulate_transposed,
     all_pairs,
@@ -14,10 +17,7 @@ from .chunk import (
     sweep,
     times_candidates,
 )
-from .clusters import assign, cluster_sums
-from .nearest import topk
-from .quadruplet import quadruplets, scale_gradients, step_rows
-from .rows import add_at, close_rows, finish_rows, inverse_norms, open_rows, pull_rows, scale_rows, scatter_rows
+from .topk_search import topk
 
 __all__ = [
     "Workspace",

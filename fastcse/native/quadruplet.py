@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..pairs import SHORTEST_NORM, STEPS, Quadruplets, Slope
-from .module import _C
+from ..operands import SHORTEST_NORM, STEPS, Quadruplets, Slope
+from .extension import _C
 from .rows import _stride, address, empty
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..pairs import SHORTEST_NORM, Block, Logits, RowChunk
-from .module import _C
+from ..operands import SHORTEST_NORM, Block, Logits, RowChunk
+from .extension import _C
 
 FLOAT = {"dtype": torch.float32, "device": "cpu"}
 HALF_WIDTH = 32  # entries of bfloat16 in a row of an AMX tile

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..engine.gradients import Gradients
 from ..engine.problem import Problem
-from ..pairs import Block, Logits
+from ..operands import Block, Logits
 from .checks import check_index
 from .dispatch import launchers, record
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import native
 from ..errors import OptionError
-from ..native import module as native_module
+from ..native import extension
 
 NAMES = ("triton", "cpp", "reference")
 _last: str | None = None
@@ -68,7 +68,7 @@ def _status(name: str) -> BackendStatus:
     if name == "triton":
         return _triton_status()
     if name == "cpp":
-        return BackendStatus(native_module.available, native_module.reason)
+        return BackendStatus(extension.available, extension.reason)
     return BackendStatus(True, "plain torch")
 
 
@@ -107,7 +107,7 @@ def choose_backend(anchor: Tensor, backend: str | None, name: str = "anchor") ->
         return "triton" if _status("triton").available else _fall_back("triton")
     if anchor.device.type != "cpu":
         return "reference"
-    return "cpp" if native_module.available else _fall_back("cpp")
+    return "cpp" if extension.available else _fall_back("cpp")
 
 
 def _forced(backend: str, anchor: Tensor, name: str) -> str:

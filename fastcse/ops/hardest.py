@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import checks
-from .nearest import topk
+from .topk_search import topk
 
 
 class HardestNegative(NamedTuple):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from ..pairs import Quadruplets, Slope
+from ..operands import Quadruplets, Slope
 from .call import mean_fits, refuse_twice, save_nothing
 from .checks import check_index
 from .contrastive import scale_gradients

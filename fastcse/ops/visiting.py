@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import reference
 from ..engine.visiting import Visits
-from ..pairs import Block
+from ..operands import Block
 from ..transforms import get
 from .call import STATS, Sweep, block_of, problem
 from .dispatch import record

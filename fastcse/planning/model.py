@@ -22,7 +22,7 @@ from ..training.objectives import OBJECTIVES, Objective
 from ..training.options import MOST_CLUSTERS
 from .hardware import BYTES, ENCODERS, GPUS, HALVES, HOST_LINK, OPTIMIZER_TRAFFIC, Encoder, Hardware
 
-# fastcse/kernels/workspace.py and fastcse/native/chunk.py; a test holds them together.
+# fastcse/kernels/workspace.py and fastcse/native/sweep.py; a test holds them together.
 TILE_ROWS, TILE_WIDTH, LARGEST_TILE, WAVES = 128, 256, 256, 3
 LEAST_CPU_ROWS, MOST_CPU_ROWS, CPU_WORKSPACE = 128, 1024, 32 << 20
 ONE_SWEEP, TWO_PASSES = 6, 8  # operations for each pair and feature

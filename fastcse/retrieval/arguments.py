@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..operands import METRICS
 from ..ops import checks
-from ..pairs import METRICS
 from .arrays import as_ids, as_rows
 from .exact import Search
 from .faiss_index import import_faiss

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..ops.dispatch import choose_backend
-from ..ops.nearest import TopK, topk
+from ..ops.topk_search import TopK, topk
 from .arrays import RowIds, pieces
 
 BLOCK_BYTES = 1 << 30

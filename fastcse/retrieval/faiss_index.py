@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..ops.nearest import TopK
+from ..ops.topk_search import TopK
 from ..reference import unit_rows
 from .arrays import PIECE_BYTES, RowIds, pieces
 from .exact import Search, is_excluded, merge_best

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..encoding import check_texts, encode_texts
 from ..files import read_lines, refuse_tables
-from ..ops.nearest import TopK
+from ..ops.topk_search import TopK
 from ..reference import unit_rows
 from . import storage
 from .arguments import check_settings, make_search

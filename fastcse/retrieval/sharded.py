@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..distributed import Exchange
-from ..ops.nearest import TopK
+from ..ops.topk_search import TopK
 from ..reference import unit_rows
 from .arguments import make_search
 from .exact import merge_best

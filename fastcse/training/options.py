@@ -16,9 +16,9 @@ from ..errors import OptionError, flag  # noqa: F401 (flag: for commands that re
 from ..files import SHA256, sha256_of
 from ..losses.clusterns import FALSE_NEGATIVES
 from ..mining.corpus_negatives import REFRESH
+from ..operands import STEPS
 from ..ops.dispatch import check_backend
 from ..options import build, check, flat, option, part
-from ..pairs import STEPS
 from .objectives import OBJECTIVES, get_objective
 from .recipes.table import get_recipe
 

@@ -14,7 +14,7 @@ import fastcse
 from fastcse.bench.memory import MIB, extra_memory
 from fastcse.bench.problem import LossProblem
 from fastcse.cli import app
-from fastcse.native import chunk
+from fastcse.native.sweep import Workspace, plan_rows
 from fastcse.planning import model
 from fastcse.planning.advice import smallest_change
 from fastcse.planning.hardware import ENCODERS, GPUS, Hardware
@@ -142,8 +142,8 @@ def test_the_workspace_is_that_of_the_cpu_backend(n, m, d):
     blocks = [SimpleNamespace(rows=torch.empty(m, 1))]
     assert run.candidates == m
     rows, size = model.workspace(run)
-    assert rows == chunk.plan_rows(n, blocks, True, None)
-    assert size == chunk.Workspace(rows, blocks, True).buffer.nbytes
+    assert rows == plan_rows(n, blocks, True, None)
+    assert size == Workspace(rows, blocks, True).buffer.nbytes
 
 
 @pytest.mark.parametrize("limit", [None, 1 << 30])

@@ -1,13 +1,16 @@
 """The forms of the sweep kernel: plain and persistent, whole and in parts, chosen by a table."""
 
 import json
+import sys
 
 import pytest
 import torch
 from calls import views
 
 import fastcse
-from fastcse.kernels import configs, launch
+from fastcse.kernels import configs
+
+launch = sys.modules["fastcse.kernels.sweep"]
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 INTERPRETED = configs.triton.knobs.runtime.interpret

@@ -6,7 +6,7 @@ import torch
 
 import fastcse
 from fastcse import native
-from fastcse.pairs import Block, Logits, RowChunk
+from fastcse.operands import Block, Logits, RowChunk
 
 _C = pytest.importorskip("fastcse._C", reason="the C++ module is not built; test_house fails without it")
 

@@ -398,7 +398,7 @@ def test_compile(device, backend, second):
 
 # ---------------------------------------------------------------- the C++ module's own ways
 
-clusters = sys.modules["fastcse.native.clusters"] if fastcse.backends()["cpp"].available else None
+clusters = sys.modules["fastcse.native.kmeans"] if fastcse.backends()["cpp"].available else None
 on_cpu = pytest.mark.skipif(clusters is None or DEVICE != "cpu", reason="needs the C++ module: the lane that builds it")
 
 
@@ -497,7 +497,7 @@ def test_sums_do_not_depend_on_the_threads(module, normalize):
 WEIGHED = """
 import sys, torch, fastcse
 from fastcse.bench.peak import peak_of_process
-module = sys.modules["fastcse.native.clusters"]
+module = sys.modules["fastcse.native.kmeans"]
 points, centroids = torch.randn(20_000, 32), torch.randn(4096, 32)
 can = module.multiplies_half()
 for half in ([True, False] if can else [False]):

@@ -129,7 +129,7 @@ WEIGHED = """
 import sys, torch, fastcse
 from fastcse.bench.peak import peak_of_process
 n, m, d, k, kind, half = sys.argv[1:]
-module = sys.modules["fastcse.native.nearest"]
+module = sys.modules["fastcse.native.topk_search"]
 module.multiplies_half = lambda: half == "True"
 module.FEWEST_ROWS = 1
 query, corpus = torch.randn(int(n), int(d)), torch.randn(int(m), int(d)).to(getattr(torch, kind))

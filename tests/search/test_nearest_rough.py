@@ -19,7 +19,7 @@ every_metric = pytest.mark.parametrize("metric", METRICS)
 @pytest.fixture(params=[True, False], ids=["bfloat16", "float32"])
 def half(request, monkeypatch):
     """Both forms of the products, whatever this processor would choose."""
-    module = sys.modules["fastcse.native.nearest"]
+    module = sys.modules["fastcse.native.topk_search"]
     monkeypatch.setattr(module, "multiplies_half", lambda: request.param)
     monkeypatch.setattr(module, "FEWEST_ROWS", 1)
     return request.param

@@ -10,9 +10,9 @@ from conftest import DEVICE
 from nearest_oracle import METRICS, Search, assert_nearest, integers
 
 import fastcse
-from fastcse.kernels import configs, scores, selection
+from fastcse.kernels import configs, topk_scores, topk_select
 
-nearest = sys.modules["fastcse.kernels.nearest"]
+nearest = sys.modules["fastcse.kernels.topk_search"]
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 BASE = configs.INTERPRETED if DEVICE == "cpu" else configs.HALF
 every_metric = pytest.mark.parametrize("metric", METRICS)
@@ -64,7 +64,7 @@ KINDS = ("random", "ties", "one group", "mostly left out", "all left out", "sign
 @pytest.mark.parametrize(("groups", "wanted"), [(5, 5), (20, 1), (33, 17)], ids=str)
 def test_selects_what_a_sort_does(device, kind, dtype, groups, wanted):
     s = matrix(kind, 3, groups * 64, dtype).to(device)
-    rough, column = selection.select(s, s.view(3, groups, 64).amax(2), wanted)
+    rough, column = topk_select.select(s, s.view(3, groups, 64).amax(2), wanted)
     assert rough.dtype == torch.float32
     expected = s.topk(wanted, dim=1).values.float()
     assert torch.equal(rough.sort(dim=1, descending=True).values, expected)
@@ -76,7 +76,7 @@ def test_selects_what_a_sort_does(device, kind, dtype, groups, wanted):
 def test_a_row_of_nan_is_nobody_elses_matter(device):
     s = torch.randn(3, 320, device=device)
     s[1] = torch.nan
-    column = selection.select(s, s.view(3, 5, 64).amax(2), 4)[1]
+    column = topk_select.select(s, s.view(3, 5, 64).amax(2), 4)[1]
     for row in (0, 2):
         assert sorted(column[row].tolist()) == sorted(s[row].topk(4).indices.tolist())
 
@@ -125,9 +125,9 @@ def test_ties_within_and_between_groups_go_to_the_lowest_index(device, selected,
 
 @every_metric
 def test_groups_of_a_larger_corpus_are_wider(device, selected, monkeypatch, metric):
-    monkeypatch.setattr(scores, "MOST_GROUPS", 3)
-    assert scores.span_of(192) == 64
-    assert scores.span_of(193) == 128
+    monkeypatch.setattr(topk_scores, "MOST_GROUPS", 3)
+    assert topk_scores.span_of(192) == 64
+    assert topk_scores.span_of(193) == 128
     ask(Search(torch.randn(6, 24), torch.randn(700, 24), 3, metric), device)
     ask(Search(torch.randn(6, 24).half(), torch.randn(700, 24).half(), 3, metric), device)
     assert selected

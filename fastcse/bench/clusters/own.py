@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...clustering.kmeans import KMeans
-from ...ops.clusters import assign, cluster_sums
+from ...ops.kmeans_steps import assign, cluster_sums
 from .plain import means, nearest, sums
 from .problem import ClustersProblem
 from .provider import Provider, Run

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ...ops.clusters import METRICS
+from ...ops.kmeans_steps import METRICS
 from ..problem import DTYPES
 
 WHATS = ("assignment", "update", "iteration")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...ops.nearest import topk
+from ...ops.topk_search import topk
 from ..peers.linear import unit
 from .problem import TopkProblem
 from .searcher import FLOAT32_TIES, Answer, Search, Searcher

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .scores import MOST_GROUPS
+from .topk_scores import MOST_GROUPS
 
 # A program holds this many scores at most, and a warp this many: with twice and four times as many it spilled up to
 # 632 and 1016 bytes.

@@ -8,12 +8,12 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from ..pairs import SHORTEST_NORM
-from .assignment import WIDTH, assign_kernel, persistent_assign_kernel, settle_kernel
-from .centroids import Centroids, fitting, parts_of, prepare_centroids
+from ..operands import SHORTEST_NORM
 from .configs import TileConfig, tile_config
-from .described import describable, multiprocessors
+from .kmeans_assign import WIDTH, assign_kernel, persistent_assign_kernel, settle_kernel
+from .kmeans_split import Centroids, fitting, parts_of, prepare_centroids
 from .rows import inverse_norms
+from .tma import describable, multiprocessors
 from .workspace import prepare
 
 COLUMNS = 128

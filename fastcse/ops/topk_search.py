@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from .. import reference
-from ..pairs import METRICS, TopKQuery
+from ..operands import METRICS, TopKQuery
 from . import checks
 from .dispatch import choose_backend, launchers, record
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..pairs import SHORTEST_NORM
-from .chunk import prepare
-from .module import _C
-from .nearest import multiplies_half
+from ..operands import SHORTEST_NORM
+from .extension import _C
 from .rows import _stride, address, empty, half_rows, inverse_norms
+from .sweep import prepare
+from .topk_search import multiplies_half
 
 # A piece of products stays in the last-level cache between the product and the pass over it.
 PIECE_BYTES = 4 << 20

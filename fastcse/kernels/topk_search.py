@@ -18,12 +18,12 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from ..pairs import TopKQuery
+from ..operands import TopKQuery
 from .configs import TileConfig, tile_config
-from .described import describable, multiprocessors
 from .rows import inverse_norms
-from .scores import PART, persistent_scores_kernel, scores_kernel, span_of
-from .selection import can_select, select
+from .tma import describable, multiprocessors
+from .topk_scores import PART, persistent_scores_kernel, scores_kernel, span_of
+from .topk_select import can_select, select
 
 EXTRA = 16
 WORKSPACE, TILE_ROWS = 1 << 30, 128

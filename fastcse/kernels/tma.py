@@ -1,4 +1,4 @@
-"""Which rows the copy engine takes, and for how many programs it works."""
+"""Tensor-descriptor (TMA) alignment rules, and for how many programs a persistent kernel works."""
 
 from __future__ import annotations
 

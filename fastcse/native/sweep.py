@@ -11,9 +11,9 @@ import math
 import torch
 from torch import Tensor
 
-from ..pairs import Block, Columns, Logits, RowChunk
+from ..operands import Block, Columns, Logits, RowChunk
 from ..transforms import get
-from .module import _C
+from .extension import _C
 from .rows import FLOAT, address, empty, inv_temperature
 
 # 1024 x 1024 floats are 4 MiB: a tile stays in the last-level cache between the product and the pass over it. On 2

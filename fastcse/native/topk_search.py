@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..pairs import METRICS, SHORTEST_NORM, TopKQuery
-from .module import _C
+from ..operands import METRICS, SHORTEST_NORM, TopKQuery
+from .extension import _C
 from .rows import FLOAT, address, empty, half_rows
 
 # The larger the tile the faster the products, as long as it stays in the last-level cache: on 2 cores with AVX-512
