@@ -10,7 +10,7 @@ import typer
 from .bench import bench
 from .cluster import cluster
 from .console import INTERRUPTED, fail
-from .demo.command import demo
+from .demo import demo
 from .eval import evaluate
 from .info import info
 from .mine import mine

@@ -9,11 +9,11 @@ from tiny_encoder import WORDS, sentences, write_tiny_encoder
 from typer.testing import CliRunner
 
 import fastcse
-from fastcse.cli import app
-from fastcse.cli.demo import cost, job
-from fastcse.cli.demo.docstrings import Pair, collect_pairs, split_docstring
-from fastcse.cli.demo.job import DemoOptions, run_demo
-from fastcse.cli.demo.split import group, shingles, split_pairs
+from fastcse.cli import app, demo_job
+from fastcse.cli.demo import DemoOptions
+from fastcse.cli.demo_job import load_encoder, loss_cost, run_demo
+from fastcse.cli.demo_text import Pair, collect_pairs, group, shingles, split_docstring, split_pairs
+from fastcse.errors import InputError
 
 MODULES, DOCSTRINGS = 12, 20
 
@@ -26,7 +26,11 @@ def encoder_path(tmp_path_factory):
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     """A package that must not be imported, whose summaries share words with the text under them."""
-    folder = tmp_path / "src" / "parsed_only"
+    monkeypatch.syspath_prepend(str(tmp_path / "src"))
+    return write_package(tmp_path / "src" / "parsed_only")
+
+
+def write_package(folder):
     folder.mkdir(parents=True)
     (folder / "__init__.py").write_text("raise RuntimeError('imported')\n", encoding="utf-8")
     summaries = sentences(MODULES * DOCSTRINGS, seed=1, words=9)
@@ -38,7 +42,6 @@ def package(tmp_path, monkeypatch):
             for i, (a, b) in enumerate(zip(summaries[place], others[place]))
         ]
         (folder / f"part{module}.py").write_text("\n".join(functions), encoding="utf-8")
-    monkeypatch.syspath_prepend(str(tmp_path / "src"))
     return folder
 
 
@@ -137,17 +140,16 @@ def test_copies_of_held_out_text_are_not_trained_on():
 # The cost
 
 
+@pytest.mark.whole
 def test_cost_is_measured_on_what_ran():
-    measured = cost.loss_cost(2048, 16, repeats=3, backend="reference", device="cpu")
-    assert measured.backend == "reference"
-    assert (measured.rows, measured.width, measured.repeats) == (2048, 16, 3)
-    assert measured.fused_ms > 0
-    assert measured.eager_ms > 0
-    assert measured.loss_difference < 1e-4
-    assert measured.gradient_difference < 1e-3
-    if measured.eager_mib is None:
+    options = DemoOptions(cost_rows=2048, cost_repeats=3, backend="reference")
+    measured = loss_cost(options, 16, "cpu")
+    assert measured["backend"] == "reference"
+    assert (measured["rows"], measured["width"], measured["repeats"]) == (2048, 16, 3)
+    assert min(measured["fused_ms"], measured["eager_ms"]) > 0
+    if measured["eager_mib"] is None:
         pytest.skip("this system does not tell a process its peak memory")
-    assert 16 < measured.eager_mib < 500  # the (2048, 2048) float32 matrix has 16 MiB, and eager keeps a dozen
+    assert 16 < measured["eager_mib"] < 500  # the (2048, 2048) float32 matrix has 16 MiB, and eager keeps a dozen
 
 
 # The job
@@ -170,12 +172,14 @@ def test_the_whole_job(encoder_path, package, tmp_path):
     assert report["after"]["recall_at_1"] > report["before"]["recall_at_1"]
     assert len(report["training"]["loss"]) == 30
     assert report["backend"] in fastcse.backends()
+    assert report["cost"]["loss_difference"] < 1e-4
+    assert report["cost"]["gradient_difference"] < 1e-3
     assert report["data"]["train"] + report["data"]["held_out"] <= MODULES * DOCSTRINGS
     assert json.loads((tmp_path / "a" / "demo.json").read_text(encoding="utf-8")) == json.loads(json.dumps(report))
     picture = (tmp_path / "a" / "demo.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
     assert len(picture) > 20_000
-    saved = job.load_encoder(str(tmp_path / "a" / "model"))
+    saved = load_encoder(str(tmp_path / "a" / "model"))
     assert saved.encode(WORDS[:3]).shape == (3, 32)
 
     torch.manual_seed(99)  # whatever ran before must not matter
@@ -185,19 +189,26 @@ def test_the_whole_job(encoder_path, package, tmp_path):
 
 
 def test_too_little_text_is_one_sentence(encoder_path, package, tmp_path):
-    with pytest.raises(ValueError, match=r"--batch-size 4096 is more than the [0-9]+ training pairs"):
+    with pytest.raises(InputError, match=r"--batch-size 4096 is more than the [0-9]+ training pairs"):
         run_demo(small(encoder_path, tmp_path / "c", batch_size=4096), print)
 
 
-def test_the_command_prints_tables_or_json(encoder_path, package, tmp_path, monkeypatch):
-    measure = cost.loss_cost
-    monkeypatch.setattr(job, "loss_cost", lambda rows, width, **more: measure(64, width, **{**more, "repeats": 1}))
-    monkeypatch.setattr(job, "collect_pairs", lambda _: collect_pairs(("parsed_only",)))
-    arguments = ["demo", "--output-dir", str(tmp_path / "out"), "--model", encoder_path, "--max-steps", "2",
-                 "--batch-size", "8", "--held-out", "20"]  # fmt: skip
+def test_the_command_prints_tables_or_json(monkeypatch):
+    scores = {"mrr_at_10": 0.5, "recall_at_1": 0.25, "alignment": 0.3, "uniformity": -2.0}
+    cost = {"rows": 64, "width": 32, "device": "cpu", "fused_ms": 1.0, "eager_ms": 2.5, "fused_mib": None,
+            "eager_mib": None}  # fmt: skip
+    report = {"before": scores, "after": {**scores, "mrr_at_10": 0.75}, "cost": cost, "backend": "cpp", "seconds": 61.2,
+              "data": {"held_out": 20, "train": 200}, "training": {"step": [1, 2], "loss": [2.5, 1.25]},
+              "options": {"batch_size": 8}, "files": {"demo.png": "out/demo.png"}}  # fmt: skip
+    asked = []
+    monkeypatch.setattr(demo_job, "run_demo", lambda options, say: asked.append(options) or report)
+    arguments = ["demo", "--output-dir", "out", "--model", "m", "--max-steps", "2", "--batch-size", "8", "--held-out",
+                 "20", "--seed", "3", "--backend", "cpp"]  # fmt: skip
     table = CliRunner().invoke(app, arguments)
     assert table.exit_code == 0, table.output
-    for word in ("MRR@10", "recall@1", "alignment", "uniformity", "before", "after", "fused", "eager", "backend"):
-        assert word in table.stdout
-    result = CliRunner().invoke(app, [*arguments, "--json"])
-    assert json.loads(result.stdout)["options"]["max_steps"] == 2
+    for words in ("MRR@10", "recall@1", "alignment", "uniformity", "+0.2500", "2.5 x", "2.5000 first, 1.2500 last",
+                  "200 pairs, 2 steps of 8", "cpp", "61 s", "out/demo.png"):  # fmt: skip
+        assert words in table.stdout
+    assert json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout) == report
+    options = DemoOptions("out", "m", seed=3, max_steps=2, batch_size=8, held_out=20, backend="cpp")
+    assert asked == [options, options]
