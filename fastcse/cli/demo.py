@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Group
 from rich.table import Table
 
+from ..ops.dispatch import check_backend
 from ..options import build, check, option
 from .console import Json, quiet_stdout, show, shown
 from .options import command
@@ -39,6 +40,7 @@ class DemoOptions:
 
     def __post_init__(self):
         check(self)
+        check_backend(self.backend)
 
 
 @command(DemoOptions)

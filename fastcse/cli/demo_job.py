@@ -26,7 +26,6 @@ from ..errors import InputError
 from ..evaluation.retrieval import evaluate_retrieval
 from ..files import write_json
 from ..integrations.sentence_transformers import FusedContrastiveLoss
-from ..ops.dispatch import check_backend
 from ..training.encoders import load_encoder
 from ..training.objectives import OBJECTIVES
 from ..training.trainer import make_trainer
@@ -49,7 +48,6 @@ def run_demo(options: DemoOptions, say: Callable[[str], None]) -> dict[str, Any]
     Args:
         say: receives one line at the start of each part.
     """
-    check_backend(options.backend)
     options = replace(options, packages=options.packages or PACKAGES)
     start, folder = time.perf_counter(), Path(options.output_dir)
     try:
