@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from .binary import Compiled, compile_case
 from .cases import SWEEPS, TYPES, cases
+from .cubin import Compiled, compile_case
 from .roofline import Prediction, predictions
 
 ARCHITECTURES = (80, 90, 100)

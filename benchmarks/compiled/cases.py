@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -18,36 +18,44 @@ from fastcse.kernels import (
     quadruplet,
     rows,
     topk_scores,
+    topk_search,
     topk_select,
 )
-from fastcse.kernels.sweep import ROWS, TILES, add_sums_kernel
+from fastcse.kernels.sweep import ROWS as SUMMED_ROWS
+from fastcse.kernels.sweep import TILES, add_sums_kernel
 from fastcse.kernels.tile import device_fn
-from fastcse.kernels.topk_search import rescore_kernel
 from fastcse.losses.focal import DETACHED, FOCAL
 from fastcse.losses.infonce import SCALED
 from fastcse.transforms import LogitTransform
 
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-OTHERS = {"N": "i32", "M": "i32", "D": "i32", "margin": "fp32", "own_log_weight": "fp32", "shortest": "fp32",
-          "offset": "fp32", "groups": "i32", "K": "i32", "pulled": "i32", "TILES_M": "i32"}  # fmt: skip
-# Of the quadruplets and the steps, whose names mean something else elsewhere.
-SCALARS = dict.fromkeys(("factor", "w1", "w2", "m1", "m2", "by", "length"), "fp32")
-INDICES = {"OWN": "*i64", "ROW_ID": "*i64", "COL_ID": "*i64", "STATS_I": "*i32", "INDEX": "*i64", "ORDER": "*i64",
-           "STARTS": "*i64", "SIZE": "i32"}  # fmt: skip
-# form -> kind of configuration, transform, what differs from a sweep that stores gradient weights and nothing else
-SWEEPS: dict[str, tuple[str, LogitTransform, dict]] = {
-    "gradients": ("gradients", FOCAL, {}),
-    "sums": ("sums", FOCAL, {"STORE": False}),
-    "scaled": ("gradients", SCALED, {}),
-    "detached": ("gradients", DETACHED, {}),
-    "gated": ("sums", FOCAL, {"STORE": False, "GATED": True}),
-    "statistics": ("busy", FOCAL, {"STATS": True}),
-    "ids": ("busy", FOCAL, {"IDS": True}),
-    "statistics and ids": ("busy", FOCAL, {"STATS": True, "IDS": True}),
-    "learned temperature": ("busy", FOCAL, {"F_SUM": True}),
-    "weighted block": ("gradients", FOCAL, {"LEAVE_OWN_OUT": False, "OWN_WEIGHT": True}),
-    "both directions: sums": ("busy", FOCAL, {"BOTH": True, "STORE": False}),
-    "both directions": ("busy", FOCAL, {"BOTH": True, "WEIGHTED": True}),
+ROWS = ("A", "C", "X")
+# Parameters that are neither rows nor pointers to float32; what a case says of its own goes first.
+NAMED = {
+    **dict.fromkeys(
+        ("N", "M", "D", "K", "SIZE", "groups", "pulled", "TILES_M", "columns", "segments", "wanted"), "i32"
+    ),
+    **dict.fromkeys(("margin", "own_log_weight", "shortest", "offset", "factor", "w1", "w2", "m1", "m2", "by"), "fp32"),
+    **dict.fromkeys(("length", "CEILING"), "fp32"),
+    **dict.fromkeys(("OWN", "ROW_ID", "COL_ID", "INDEX", "ORDER", "STARTS", "COLUMN"), "*i64"),
+    **dict.fromkeys(("STATS_I", "AT", "LOWEST", "GROUPS"), "*i32"),
+    "per_segment": "i32",
+}
+FLAGS = ("STORE", "WEIGHTED", "F_SUM", "STATS", "IDS", "BOTH", "GATED", "LEAVE_OWN_OUT", "OWN_WEIGHT")
+# form -> kind of configuration, transform, flags that are set
+SWEEPS: dict[str, tuple[str, LogitTransform, str]] = {
+    "gradients": ("gradients", FOCAL, "STORE LEAVE_OWN_OUT"),
+    "sums": ("sums", FOCAL, "LEAVE_OWN_OUT"),
+    "scaled": ("gradients", SCALED, "STORE LEAVE_OWN_OUT"),
+    "detached": ("gradients", DETACHED, "STORE LEAVE_OWN_OUT"),
+    "gated": ("sums", FOCAL, "GATED LEAVE_OWN_OUT"),
+    "statistics": ("busy", FOCAL, "STORE STATS LEAVE_OWN_OUT"),
+    "ids": ("busy", FOCAL, "STORE IDS LEAVE_OWN_OUT"),
+    "statistics and ids": ("busy", FOCAL, "STORE STATS IDS LEAVE_OWN_OUT"),
+    "learned temperature": ("busy", FOCAL, "STORE F_SUM LEAVE_OWN_OUT"),
+    "weighted block": ("gradients", FOCAL, "STORE OWN_WEIGHT"),
+    "both directions: sums": ("busy", FOCAL, "BOTH LEAVE_OWN_OUT"),
+    "both directions": ("busy", FOCAL, "STORE BOTH WEIGHTED LEAVE_OWN_OUT"),
 }
 
 
@@ -59,21 +67,17 @@ class Case(NamedTuple):
     form: str
     dtype: torch.dtype
     function: triton.JITFunction
-    constants: dict
-    types: dict[str, str]
+    constants: dict[str, Any]
+    types: dict[str, str] = {}  # noqa: RUF012 - never written
     config: configs.TileConfig | None = None
     warps: int = 4
 
     def signature(self) -> dict[str, str]:
         """Type of every parameter, "constexpr" for constants."""
-        return {name: self._type(name) for name in self.function.arg_names}
-
-    def _type(self, name: str) -> str:
-        if name in self.constants:
-            return "constexpr"
-        if name.startswith("stride"):
-            return "i32"
-        return self.types.get(name) or OTHERS.get(name) or INDICES.get(name, "*fp32")
+        known = {**dict.fromkeys(ROWS, f"*{TYPES[self.dtype]}"), **NAMED, **self.types}
+        known |= dict.fromkeys(self.constants, "constexpr")
+        return {name: known.get(name, "i32" if name.startswith("stride") else "*fp32")
+                for name in self.function.arg_names}  # fmt: skip
 
 
 def cases(dtype: torch.dtype, arch: int) -> Iterator[Case]:
@@ -83,11 +87,15 @@ def cases(dtype: torch.dtype, arch: int) -> Iterator[Case]:
         for config in _configs(dtype, arch, kind):
             if (form, config) not in seen:
                 seen.add((form, config))
-                yield sweep_case(form, dtype, config, transform, flags)
-    yield from _pair_cases(dtype, arch)
-    yield from _row_cases(dtype)
-    yield from _quadruplet_cases(dtype)
-    yield from _cluster_cases(dtype, arch)
+                yield _sweep(form, dtype, config, transform, flags.split())
+    plain = configs.SINGLE if dtype == torch.float32 else configs.HALF
+    narrow = configs.narrow(plain)
+    masks = {"F": device_fn(FOCAL.f), "IDS": True, "LEAVE_OWN_OUT": True, "OWN_WEIGHT": False}
+    yield Case("largest", "", dtype, pairwise.largest_kernel, _tile(narrow) | masks, config=narrow)
+    yield Case("similarity", "", dtype, pairwise.similarity_kernel, _tile(plain), config=plain)
+    yield from _search(dtype, arch)
+    yield from _row_wise(dtype)
+    yield from _k_means(dtype, arch)
 
 
 def _configs(dtype: torch.dtype, arch: int, kind: str) -> Iterator[configs.TileConfig]:
@@ -101,126 +109,103 @@ def _configs(dtype: torch.dtype, arch: int, kind: str) -> Iterator[configs.TileC
             yield tuned
 
 
-def sweep_case(
-    form: str,
-    dtype: torch.dtype,
-    config: configs.TileConfig,
-    transform: LogitTransform = FOCAL,
-    flags: dict | None = None,
+def _tile(config: configs.TileConfig) -> dict[str, Any]:
+    """Constants of a tile, in the plain or the persistent form."""
+    sides = {"BLOCK_N": config.block_n, "BLOCK_M": config.block_m, "BLOCK_D": config.block_d, "GROUP": config.group}
+    form = {"FLATTEN": config.flatten} if config.programs else {"EVEN_D": True}
+    return {**sides, **form, "RAISE": False, "PRECISION": "tf32"}
+
+
+def _descriptor(dtype: torch.dtype | str, rows: int, columns: int) -> str:
+    return f"tensordesc<{TYPES.get(dtype, dtype)}[{rows},{columns}]>"
+
+
+def _operands(dtype: torch.dtype, config: configs.TileConfig, first: str) -> dict[str, str]:
+    """Both operands as descriptors, where the form is persistent."""
+    if not config.programs:
+        return {}
+    sides = {first: config.block_n, "C": config.block_m}
+    return {name: _descriptor(dtype, side, config.block_d) for name, side in sides.items()}
+
+
+def _sweep(
+    form: str, dtype: torch.dtype, config: configs.TileConfig, transform: LogitTransform, flags: list[str]
 ) -> Case:
     """A sweep over rows of `dtype` in the form that `config` asks for."""
-    flags = {"STORE": True, "WEIGHTED": False, "F_SUM": False, "STATS": False, "IDS": False, "BOTH": False,
-             "GATED": False, "LEAVE_OWN_OUT": True, "OWN_WEIGHT": False, **(flags or {})}  # fmt: skip
-    constants = {**_tile(config), **flags, "PARTS": config.parts, "F": device_fn(transform.f),
-                 "DF": device_fn(transform.df)}  # fmt: skip
+    maps = {"F": device_fn(transform.f), "DF": device_fn(transform.df)}
+    constants = {**_tile(config), **{name: name in flags for name in FLAGS}, "PARTS": config.parts, **maps}
     weight = "fp32" if dtype == torch.float32 else "bf16"
-    if config.programs == 0:
-        types = {**_rows(dtype), "E": f"*{weight}"}
-        return Case("sweep", form, dtype, pairwise.sweep_kernel, constants, types, config)
-    del constants["EVEN_D"]
-    constants["FLATTEN"] = config.flatten
-    row, part = TYPES[dtype], config.block_m // config.parts
-    types = {
-        "A": f"tensordesc<{row}[{config.block_n},{config.block_d}]>",
-        "C": f"tensordesc<{row}[{config.block_m},{config.block_d}]>",
-        "E": f"tensordesc<{weight if flags['STORE'] else row}[{config.block_n},{part}]>",
-    }
+    if not config.programs:
+        return Case("sweep", form, dtype, pairwise.sweep_kernel, constants, {"E": f"*{weight}"}, config)
+    stored = _descriptor(weight if "STORE" in flags else dtype, config.block_n, config.block_m // config.parts)
+    types = {**_operands(dtype, config, "A"), "E": stored}
     return Case("persistent sweep", form, dtype, pairwise.persistent_sweep_kernel, constants, types, config)
 
 
-def _rows(dtype: torch.dtype) -> dict[str, str]:
-    return {name: f"*{TYPES[dtype]}" for name in ("A", "C", "X")}
-
-
-def _tile(config: configs.TileConfig) -> dict:
-    sides = {"BLOCK_N": config.block_n, "BLOCK_M": config.block_m, "BLOCK_D": config.block_d, "GROUP": config.group}
-    return {**sides, "EVEN_D": True, "RAISE": False, "PRECISION": "tf32"}
-
-
-def _pair_cases(dtype: torch.dtype, arch: int) -> Iterator[Case]:
-    plain = configs.SINGLE if dtype == torch.float32 else configs.HALF
-    narrow = configs.narrow(plain)
-    masks = {"F": device_fn(FOCAL.f), "IDS": True, "LEAVE_OWN_OUT": True, "OWN_WEIGHT": False}
-    yield Case("largest", "", dtype, pairwise.largest_kernel, {**_tile(narrow), **masks}, _rows(dtype), narrow)
-    yield Case("similarity", "", dtype, pairwise.similarity_kernel, _tile(plain), _rows(dtype), plain)
-    yield from _search_cases(dtype, arch)
-
-
-def _search_cases(dtype: torch.dtype, arch: int) -> Iterator[Case]:
+def _search(dtype: torch.dtype, arch: int) -> Iterator[Case]:
     """Top-k: scores by pointers and by descriptors, plain, with ids and with bounds, and the selection of 32 and more
     of 131,072 columns."""
     plain = configs.plain(configs.default_config(divmod(arch, 10), dtype, "busy"), dtype)
     described = [config for config in _configs(dtype, arch, "sums") if config.programs]
-    stored = "fp32" if dtype == torch.float32 else "bf16"
+    stored, bits = ("fp32", 32) if dtype == torch.float32 else ("bf16", 16)
     forms = {"": {}, "ids": {"IDS": True}, "bounds": {"BOUNDED": True}, "wide": {"SPAN": topk_scores.SPANS[-1]}}
     for config, (form, flags) in itertools.product(dict.fromkeys([plain, *described]), forms.items()):
-        constants = {**_tile(config), "IDS": False, "BOUNDED": False, "SPAN": topk_scores.SPANS[0],
-                         "PART": topk_scores.PART, "CUTS": False, **flags}  # fmt: skip
-        config = config._replace(block_m=max(config.block_m, constants["SPAN"]))
-        constants["BLOCK_M"] = config.block_m
-        types = {**_rows(dtype), "S": f"*{stored}", "MAXIMA": f"*{stored}"}
-        function = topk_scores.scores_kernel
+        span = {"SPAN": topk_scores.SPANS[0], "PART": topk_scores.PART}
+        span |= {"IDS": False, "BOUNDED": False, "CUTS": False, **flags}
+        config = config._replace(block_m=max(config.block_m, span["SPAN"]))
+        types, function = {"S": f"*{stored}", "MAXIMA": f"*{stored}"}, topk_scores.scores_kernel
         if config.programs:
-            del constants["EVEN_D"]
-            constants["FLATTEN"], function = config.flatten, topk_scores.persistent_scores_kernel
-            types |= {"A": _described(dtype, config.block_n, config), "C": _described(dtype, config.block_m, config),
-                          "S": f"tensordesc<{stored}[{config.block_n},{topk_scores.PART}]>"}  # fmt: skip
-        yield Case("top-k scores", form, dtype, function, constants, types, config)
-    bits = 32 if dtype == torch.float32 else 16
+            function = topk_scores.persistent_scores_kernel
+            types |= {**_operands(dtype, config, "A"), "S": _descriptor(stored, config.block_n, topk_scores.PART)}
+        yield Case("top-k scores", form, dtype, function, _tile(config) | span, types, config)
     counted = {"BITS": bits, "MASK": 2 ** (bits - 1) - 1}
-    types = {**dict.fromkeys(("S", "MAXIMA"), f"*i{bits}"), "GROUPS": "*i32", "COLUMN": "*i64", "wanted": "i32"}
-    groups, columns = topk_select.select_groups_kernel, topk_select.select_columns_kernel
+    types = dict.fromkeys(("S", "MAXIMA"), f"*i{bits}")
     for held in (2048, topk_select.MOST_HELD):
         constants, warps = {"BLOCK": held, **counted}, topk_select.warps(held)
-        yield Case("top-k groups", str(held), dtype, groups, constants, types, warps=warps)
+        yield Case("top-k groups", str(held), dtype, topk_select.select_groups_kernel, constants, types, warps=warps)
     for held in (32, topk_select.MOST_HELD // topk_scores.SPANS[0]):
         constants = {"BLOCK": held, "SPAN": topk_scores.SPANS[0], **counted}
         warps = topk_select.warps(held * topk_scores.SPANS[0])
-        yield Case("top-k columns", str(held), dtype, columns, constants, types, warps=warps)
+        yield Case("top-k columns", str(held), dtype, topk_select.select_columns_kernel, constants, types, warps=warps)
 
 
-def _row_cases(dtype: torch.dtype) -> Iterator[Case]:
+def _row_wise(dtype: torch.dtype) -> Iterator[Case]:
+    """Kernels of one row a program, of rows of 768 where the width is a constant."""
     positive = {"F_POSITIVE": device_fn(FOCAL.f_positive)}
     pull = {"BLOCK": 256, "HAS_INVERSE": True, "DF_POSITIVE": device_fn(FOCAL.df_positive), **positive}
     finish = {"BLOCK_D": 1024, "HAS_FACTOR": True, "HAS_PULL": True, "HAS_SCALE": True}
-    for name, kernel, constants in (
-        ("inverse_norms", rows.inverse_norms_kernel, {"BLOCK_D": 1024}),
-        ("top-k rescore", rescore_kernel, {"DISTANCE": False, "BLOCK_K": 16, "BLOCK_D": 128}),
-        ("open_rows", rows.open_rows_kernel, {"BLOCK_D": 1024, "BY_ROW": False, **positive}),
-        ("add_sums", add_sums_kernel, {"E": True, "EF": True, "BLOCK_N": ROWS, "BLOCK_T": TILES}),
-        ("scale_rows", rows.scale_rows_kernel, {"BLOCK_D": 1024}),
-        ("close_rows", rows.close_rows_kernel, {"BLOCK": 256}),
-        ("pull_rows", rows.pull_rows_kernel, pull),
-        ("finish_rows", rows.finish_rows_kernel, finish),
-    ):
-        types = {**_rows(dtype), "by": "fp32", "CEILING": "fp32", **({"OUT": "*bf16"} if name == "scale_rows" else {})}
-        yield Case(name, "", dtype, kernel, constants, types)
-
-
-def _quadruplet_cases(dtype: torch.dtype) -> Iterator[Case]:
-    """The quadruplet's passes, steps and factors of rows of 768."""
-    row = f"*{TYPES[dtype]}"
-    types = {**dict.fromkeys(("A", "P", "B", "C", "DA", "DP", "DB", "DC", "BASE", "X", "OUT"), row), **SCALARS}
-    grads = [f"GRAD_{x}" for x in "APBC"]
     block = {"BLOCK_D": rows.launch_options(768)["BLOCK_D"]}
+    row = dict.fromkeys(("P", "B", "DA", "DP", "DB", "DC", "BASE", "OUT"), f"*{TYPES[dtype]}")
+    for name, kernel, constants, types in (
+        ("inverse_norms", rows.inverse_norms_kernel, {"BLOCK_D": 1024}, {}),
+        ("top-k rescore", topk_search.rescore_kernel, {"DISTANCE": False, "BLOCK_K": 16, "BLOCK_D": 128}, {}),
+        ("open_rows", rows.open_rows_kernel, {"BLOCK_D": 1024, "BY_ROW": False, **positive}, {}),
+        ("add_sums", add_sums_kernel, {"E": True, "EF": True, "BLOCK_N": SUMMED_ROWS, "BLOCK_T": TILES}, {}),
+        ("scale_rows", rows.scale_rows_kernel, {"BLOCK_D": 1024}, {"OUT": "*bf16"}),
+        ("close_rows", rows.close_rows_kernel, {"BLOCK": 256}, {}),
+        ("pull_rows", rows.pull_rows_kernel, pull, {}),
+        ("finish_rows", rows.finish_rows_kernel, finish, {}),
+        ("candidate gradient", quadruplet.candidate_gradient_kernel, {"NORMALIZE": True, **block}, row),
+        ("step_rows", quadruplet.step_rows_kernel, {"HAS_RADIUS": True, "KIND": 1, **block}, row),
+        ("scale", quadruplet.scale_kernel, {"BLOCK": 1024}, row),
+    ):
+        yield Case(name, "", dtype, kernel, constants, types)
     plain = {"HAS_INDEX": False, "CLASSIC": False, "NORMALIZE": True, "HAS_UPSTREAM": False, "HAS_PULL": False, **block}
-    forward = {**plain, **dict.fromkeys(grads, False)}
-    full = {**plain, **dict.fromkeys(grads, True)}
+    forward, full = ({**plain, **dict.fromkeys([f"GRAD_{x}" for x in "APBC"], wanted)} for wanted in (False, True))
     # The candidates' gradient is made by a kernel of its own, from what this one writes into PULL.
-    indexed = {**full, "HAS_INDEX": True, "GRAD_B": False, "HAS_PULL": True}
-    for form, constants in (("forward", forward), ("four gradients", full), ("index", indexed),
-                            ("classic, by row", {**full, "CLASSIC": True, "HAS_UPSTREAM": True})):  # fmt: skip
-        yield Case("quadruplet", form, dtype, quadruplet.quadruplet_kernel, constants, types, warps=1)
-    normalize = {"NORMALIZE": True, **block}
-    yield Case("candidate gradient", "", dtype, quadruplet.candidate_gradient_kernel, normalize, types)
-    step = {"HAS_RADIUS": True, "KIND": 1, **block}
-    yield Case("step_rows", "", dtype, quadruplet.step_rows_kernel, step, types)
-    yield Case("scale", "", dtype, quadruplet.scale_kernel, {"BLOCK": 1024}, types)
+    indexed = {"HAS_INDEX": True, "GRAD_B": False, "HAS_PULL": True}
+    for form, constants in (
+        ("forward", forward),
+        ("four gradients", full),
+        ("index", full | indexed),
+        ("classic, by row", full | {"CLASSIC": True, "HAS_UPSTREAM": True}),
+    ):
+        yield Case("quadruplet", form, dtype, quadruplet.quadruplet_kernel, constants, row, warps=1)
 
 
-def _cluster_cases(dtype: torch.dtype, arch: int) -> Iterator[Case]:
+def _k_means(dtype: torch.dtype, arch: int) -> Iterator[Case]:
     """K-means: nearest centroids, one and two, of float32 and of the points' own type, in the tiles of the sums; the
-    settling of points of 768; and the sums of kmeans."""
+    values of points of 768; and the sums of clusters."""
     seen = set()
     for parts in {kmeans_split.parts_of(dtype, wide, d) for wide in (torch.float32, dtype) for d in (128, 768)}:
         for config in _configs(dtype, arch, "sums"):
@@ -228,30 +213,19 @@ def _cluster_cases(dtype: torch.dtype, arch: int) -> Iterator[Case]:
             for two in (False, True):
                 if (config, parts, two) not in seen:
                     seen.add((config, parts, two))
-                    yield _assign_case(dtype, config, parts, two)
+                    yield _assign(dtype, config, parts, two)
     settle = {"TWO": False, "DISTANCE": True, **kmeans.settling(768)}
     warps = settle.pop("num_warps")
-    types = {**_rows(dtype), "C": "*fp32", "AT": "*i32", "LOWEST": "*i32", "segments": "i32"}
-    yield Case("assign values", "", dtype, kmeans_assign.settle_kernel, settle, types, warps=warps)
+    yield Case("assign values", "", dtype, kmeans_assign.settle_kernel, settle, {"C": "*fp32"}, warps=warps)
     for form, scaled in (("", False), ("unit rows", True)):
         block = {"HAS_SCALE": scaled, "BLOCK_D": kmeans.COLUMNS}
-        yield Case("cluster_sums", form, dtype, kmeans.cluster_sums_kernel, block, _rows(dtype), warps=1)
+        yield Case("cluster_sums", form, dtype, kmeans.cluster_sums_kernel, block, warps=1)
 
 
-def _assign_case(dtype: torch.dtype, config: configs.TileConfig, parts: int, two: bool) -> Case:
+def _assign(dtype: torch.dtype, config: configs.TileConfig, parts: int, two: bool) -> Case:
     """Ranks of centroids in `parts` parts, of which the report calls two or more the split ones."""
     form = f"nearest{' two' if two else ''}{', split' if parts > 1 else ''}"
     constants = {**_tile(config), "TWO": two, "PARTS": parts, "WIDTH": kmeans_assign.WIDTH}
     del constants["GROUP"]
-    sizes = {"AT": "*i32", **dict.fromkeys(("columns", "segments", "per_segment"), "i32")}
-    if config.programs == 0:
-        return Case("assign", form, dtype, kmeans_assign.assign_kernel, constants, {**_rows(dtype), **sizes}, config)
-    del constants["EVEN_D"]
-    constants["FLATTEN"] = config.flatten
-    described = {"X": _described(dtype, config.block_n, config), "C": _described(dtype, config.block_m, config)}
-    types = {**described, **sizes}
-    return Case("assign", form, dtype, kmeans_assign.persistent_assign_kernel, constants, types, config)
-
-
-def _described(dtype: torch.dtype, rows: int, config: configs.TileConfig) -> str:
-    return f"tensordesc<{TYPES[dtype]}[{rows},{config.block_d}]>"
+    function = kmeans_assign.persistent_assign_kernel if config.programs else kmeans_assign.assign_kernel
+    return Case("assign", form, dtype, function, constants, _operands(dtype, config, "X"), config)

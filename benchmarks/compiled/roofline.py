@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .binary import Compiled
+from .cubin import Compiled
 
 # Dense bfloat16 TFLOP/s, TB/s, multiprocessors (data sheets of A100 SXM, H100 SXM, B200).
 PEAK = {80: (312, 2.0, 108), 90: (989, 3.35, 132), 100: (2250, 8.0, 148)}
