@@ -3,23 +3,29 @@
 from .clustering.kmeans import KMeans
 from .clustering.online import OnlineAssignment, OnlineKMeans
 from .losses.adversarial import adversarial_positive
+from .losses.alignment_uniformity import alignment, uniformity
 from .losses.angular import angular_infonce_loss
-from .losses.clusterns import ClusterNSStats, clusterns_loss
+from .losses.clusterns import clusterns_loss
 from .losses.contrastive import CandidateBlock, ContrastiveStats, LossAndStats
 from .losses.focal import focal_infonce_loss
-from .losses.hsimcse import HSimCSEStats, hsimcse_loss
+from .losses.hsimcse import hsimcse_loss
 from .losses.infonce import infonce_loss
-from .losses.intermediate import SSCLStats, sscl_loss
+from .losses.negative_queue import NegativeQueue
 from .losses.quadruplet import quadruplet_loss
-from .losses.soft_negative import SoftNegativeStats, soft_negative_loss
-from .losses.spread import alignment, uniformity
+from .losses.soft_negative import soft_negative_loss
+from .losses.sscl import sscl_loss
 from .mining.corpus_negatives import CorpusNegatives
 from .mining.negatives import MinedNegatives, mine_negatives
 from .mining.positives import Positives
 from .mining.texts import mine_hard_negatives
-from .modules.papers import ClusterNSLoss, HSimCSELoss, QuadrupletLoss
-from .modules.queue import NegativeQueue
-from .modules.softmax import AngularInfoNCELoss, FocalInfoNCELoss, InfoNCELoss
+from .modules import (
+    AngularInfoNCELoss,
+    ClusterNSLoss,
+    FocalInfoNCELoss,
+    HSimCSELoss,
+    InfoNCELoss,
+    QuadrupletLoss,
+)
 from .ops.dispatch import BackendStatus, backends, last_backend
 from .ops.hardest import HardestNegative, hardest_negative
 from .ops.kmeans_steps import Assignment, ClusterSums, assign, cluster_sums
@@ -35,14 +41,12 @@ __all__ = [
     "BackendStatus",
     "CandidateBlock",
     "ClusterNSLoss",
-    "ClusterNSStats",
     "ClusterSums",
     "ContrastiveStats",
     "CorpusIndex",
     "CorpusNegatives",
     "FocalInfoNCELoss",
     "HSimCSELoss",
-    "HSimCSEStats",
     "HardestNegative",
     "InfoNCELoss",
     "KMeans",
@@ -53,8 +57,6 @@ __all__ = [
     "OnlineKMeans",
     "Positives",
     "QuadrupletLoss",
-    "SSCLStats",
-    "SoftNegativeStats",
     "TopK",
     "adversarial_positive",
     "alignment",
@@ -77,3 +79,15 @@ __all__ = [
     "topk",
     "uniformity",
 ]
+
+_FORMER = ("ClusterNSStats", "HSimCSEStats", "SSCLStats", "SoftNegativeStats")
+
+
+def __getattr__(name: str) -> object:
+    """Names of 0.1, for one release."""
+    if name in _FORMER:
+        import warnings
+
+        warnings.warn(f"fastcse.{name} is ContrastiveStats now, with parts", DeprecationWarning, stacklevel=2)
+        return ContrastiveStats
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

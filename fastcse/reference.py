@@ -27,6 +27,13 @@ def similarity(anchor: Tensor, candidate: Tensor, normalize: bool = True) -> Ten
         return unit_rows(a) @ unit_rows(c).T if normalize else a @ c.T
 
 
+def row_similarity(x: Tensor, y: Tensor, normalize: bool = True) -> Tensor:
+    """(N,) cosines of row i of x with row i of y, or dot products, in at least float32."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    x, y = x.to(dtype), y.to(dtype)
+    return (unit_rows(x) * unit_rows(y)).sum(1) if normalize else (x * y).sum(1)
+
+
 def log_ratio_loss(x: Tensor, keep: Tensor, x_positive: Tensor) -> Tensor:
     """log(1 + sum_j exp(x_ij - x_ip)) over the kept negatives: logsumexp minus the positive logit, with its digits
     kept when it is small.

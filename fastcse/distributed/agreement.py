@@ -9,14 +9,11 @@ import torch
 from torch import Tensor
 
 from ..losses.clusterns import clusterns_loss
-from ..losses.contrastive import Call, CandidateBlock, check_call
-from ..losses.infonce import SCALED
-from ..losses.intermediate import sscl_loss
+from ..losses.contrastive import CandidateBlock, check_blocks
+from ..losses.sscl import sscl_loss
 from ..ops import checks
 
 PARITIES = ("exact", "simcse")
-# To check arguments with; what it says of the loss is not used.
-_PLAIN = Call(SCALED, 0.0, None, 0.05, False, None, None, True, "mean", False, None, None)
 
 
 class Part(NamedTuple):
@@ -27,7 +24,7 @@ class Part(NamedTuple):
     candidate: Tensor
     more: tuple
     blocks: list[CandidateBlock]
-    everywhere: list[CandidateBlock]
+    replicated: list[CandidateBlock]
     ids: tuple[Tensor | None, Tensor | None]
     options: dict[str, Any]
 
@@ -40,7 +37,7 @@ class Part(NamedTuple):
             "what requires a gradient": [graph and x.requires_grad for x in rows],
             "what blocks have": [(b.log_weight is not None, b.id is not None, b.own_log_weight) for b in self.blocks],
             "what else is given": [isinstance(x, Tensor) and str(x.dtype) for x in self.more],
-            "the number of blocks everywhere": len(self.everywhere),
+            "the number of replicated blocks": len(self.replicated),
             "which ids are given": [x is not None for x in self.ids],
             "which options are tensors": sorted(self.options.keys() - plain.keys()),
             **more,
@@ -71,5 +68,5 @@ class Part(NamedTuple):
                 raise ValueError(f"negatives[{k}] with an own_log_weight must have a row for each of the {len(anchor)} "
                                  f"anchors, got {len(block.rows)}")  # fmt: skip
         if self.kind is not sscl_loss:  # whose rows are wider than those of its blocks may be
-            blocks = [CandidateBlock(candidate, id=self.ids[1]), *self.blocks, *self.everywhere]
-            check_call(anchor, blocks, None, _PLAIN._replace(anchor_id=self.ids[0]))
+            blocks = [CandidateBlock(candidate, id=self.ids[1]), *self.blocks, *self.replicated]
+            check_blocks(anchor, blocks, None, self.ids[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -12,10 +13,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..losses.clusterns import clusterns_loss
-from ..losses.contrastive import CandidateBlock, LossAndStats
+from ..losses.contrastive import CandidateBlock, LossAndStats, as_blocks
 from ..losses.hsimcse import QUADRUPLET_WEIGHT, hsimcse_loss
 from ..losses.infonce import infonce_loss
-from ..losses.intermediate import sscl_loss
+from ..losses.sscl import sscl_loss
 from .agreement import Part
 from .exchange import Exchange, shared_value
 from .travelling import Travelling
@@ -29,7 +30,7 @@ def gathered_loss(
     candidate: Tensor,
     *more: Tensor,
     negatives: Tensor | CandidateBlock | list | None = None,
-    everywhere: list[CandidateBlock] | None = None,
+    replicated: list[CandidateBlock] | None = None,
     temperature: float | Tensor | None = None,
     anchor_id: Tensor | None = None,
     candidate_id: Tensor | None = None,
@@ -58,8 +59,8 @@ def gathered_loss(
         more:      what the loss takes besides, for this rank's anchors: corpus negatives (n_r, D) of `hsimcse_loss`;
                    index (n_r,), centroids, counts of `clusterns_loss`, the last two being those of the whole batch.
         negatives: blocks of this rank. Rows of every rank are negatives of all anchors; with an `own_log_weight`, row i
-                   is anchor i's own. What every rank holds alike, as a queue, goes into `everywhere` instead.
-        everywhere: blocks that are the same on all ranks, which are not gathered; constants.
+                   is anchor i's own. What every rank holds alike, as a queue, goes into `replicated` instead.
+        replicated: blocks that are the same on all ranks, which are not gathered; constants.
         temperature, symmetric, anchor_id, candidate_id, return_stats: of the loss. A learned temperature's gradient is
                    the mean of the ranks'. Ids are of the whole batch, and statistics are of this rank's anchors:
                    `hardest_index` counts all candidates, rank 0's first.
@@ -88,12 +89,15 @@ def gathered_loss(
         >>> (gathered_loss(infonce_loss, z, z) == infonce_loss(z, z)).item()
         True
     """
+    if "everywhere" in options:
+        warnings.warn("everywhere= of gathered_loss is called replicated= now", DeprecationWarning, stacklevel=2)
+        replicated = options.pop("everywhere")
     if isinstance(loss, partial) and not loss.args:
         loss, options = loss.func, {**loss.keywords, **options}
     if temperature is not None:
         options["temperature"] = temperature
-    blocks, ids = _as_blocks(negatives), (anchor_id, candidate_id)
-    part = Part(loss, anchor, candidate, more, blocks, everywhere or [], ids, dict(options))
+    blocks, ids = as_blocks(negatives), (anchor_id, candidate_id)
+    part = Part(loss, anchor, candidate, more, blocks, replicated or [], ids, dict(options))
     said = part.said(symmetric=symmetric, parity=parity, max_gathered_bytes=max_gathered_bytes)
     exchange = Exchange.of(
         [anchor, *(block.rows for block in blocks)], group, alike=said, check=lambda: part.check(said)
@@ -105,7 +109,7 @@ def gathered_loss(
     if ring and (more or loss in WHOLE):
         raise ValueError(f"max_gathered_bytes of {max_gathered_bytes} is less than the candidates of all ranks take, "
                          f"and {loss.__name__} needs them whole")  # fmt: skip
-    batch = _Batch(exchange, anchor, candidate, blocks, everywhere or [], anchor_id, candidate_id, ring)
+    batch = _Batch(exchange, anchor, candidate, blocks, replicated or [], anchor_id, candidate_id, ring)
     if symmetric:
         made = _both_directions(loss, batch, more, return_stats, options)
     else:
@@ -122,7 +126,7 @@ class _Batch:
     anchor: Tensor
     candidate: Tensor
     blocks: list[CandidateBlock]
-    everywhere: list[CandidateBlock]
+    replicated: list[CandidateBlock]
     anchor_id: Tensor | None
     candidate_id: Tensor | None
     ring: bool
@@ -141,11 +145,11 @@ class _Batch:
         """The loss of this rank's anchors among all candidates."""
         if self.ring:
             return self._round(self.anchor, self.candidate, self.anchor_id, self.candidate_id, loss, self.blocks,
-                               self.everywhere, return_stats=return_stats, **options)  # fmt: skip
+                               self.replicated, return_stats=return_stats, **options)  # fmt: skip
         more, extra = _whole(loss, self, more)
         return loss(
             self.anchor, self.gather(self.candidate), *more, positive=self.positive,
-            negatives=[*map(self._block, range(len(self.blocks))), *self.everywhere] or None, return_stats=return_stats,
+            negatives=[*map(self._block, range(len(self.blocks))), *self.replicated] or None, return_stats=return_stats,
             **self._ids(self.anchor_id, self.candidate_id), **extra, **options,
         )  # fmt: skip
 
@@ -161,11 +165,11 @@ class _Batch:
 
     def _round(
         self, rows: Tensor, others: Tensor, id: Tensor | None, other_id: Tensor | None, loss: Callable,
-        blocks: list[CandidateBlock], everywhere: list[CandidateBlock], **options: Any,
+        blocks: list[CandidateBlock], replicated: list[CandidateBlock], **options: Any,
     ) -> Tensor | LossAndStats:  # fmt: skip
         """The loss of rows among others that travel."""
         ids = {} if id is None and other_id is None else {"anchor_id": id, "candidate_id": other_id}
-        source = Travelling(self.exchange, others, everywhere)
+        source = Travelling(self.exchange, others, replicated)
         return loss(rows, source, negatives=blocks or None, **ids, **options)
 
     def _ids(self, own: Tensor | None, other: Tensor | None) -> dict[str, Tensor]:
@@ -230,8 +234,3 @@ def _scaled(value: Tensor, exchange: Exchange, parity: str) -> Tensor:
         # The value stays, and so does what is logged.
         value = value / exchange.ranks + value.detach() * (1 - 1 / exchange.ranks)
     return value
-
-
-def _as_blocks(negatives: Tensor | CandidateBlock | list | None) -> list[CandidateBlock]:
-    given = [] if negatives is None else list(negatives) if isinstance(negatives, list | tuple) else [negatives]
-    return [block if isinstance(block, CandidateBlock) else CandidateBlock(block) for block in given]

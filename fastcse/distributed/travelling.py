@@ -14,7 +14,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..losses.contrastive import Call, CandidateBlock, Elsewhere, LossAndStats, as_blocks, check_call, summary
+from ..losses.contrastive import (
+    Batch,
+    CandidateBlock,
+    CandidateSource,
+    LossAndStats,
+    LossOptions,
+    as_blocks,
+    check_blocks,
+    check_options,
+    summary,
+)
 from ..ops.call import STATS, Sweep
 from ..ops.dispatch import choose_backend
 from ..ops.visiting import Visitor, visits_of
@@ -22,22 +32,24 @@ from .exchange import Exchange
 
 
 @dataclass
-class Travelling(Elsewhere):
+class Travelling(CandidateSource):
     """This rank's candidates, and those of all others when they come. `exchange` counts candidates first, then each
-    block of negatives; `everywhere` are blocks that all ranks hold alike."""
+    block of negatives; `replicated` are blocks that all ranks hold alike."""
 
     exchange: Exchange
     candidate: Tensor
-    everywhere: list[CandidateBlock]
+    replicated: list[CandidateBlock]
 
-    def contrast(self, anchor: Tensor, positive: Tensor | None, call: Call) -> Tensor | LossAndStats:
+    def loss(self, batch: Batch, call: LossOptions) -> Tensor | LossAndStats:
         """The mean loss of this rank's anchors over the candidates of all ranks."""
-        travel = [CandidateBlock(self.candidate, id=call.candidate_id), *as_blocks(call.negatives)]
-        check_call(anchor, [*travel, *self.everywhere], None, call)
+        anchor = batch.anchor
+        travel = [CandidateBlock(self.candidate, id=batch.candidate_id), *as_blocks(batch.negatives)]
+        check_blocks(anchor, [*travel, *self.replicated], None, batch.anchor_id)
+        check_options(call)
         learned = isinstance(call.temperature, Tensor)
         inv = call.temperature.reciprocal().reshape(()) if learned else None
         sweep = Sweep(
-            anchor, [self.candidate], [None], [call.candidate_id], [0.0], None, call.anchor_id, inv,
+            anchor, [self.candidate], [None], [batch.candidate_id], [0.0], None, batch.anchor_id, inv,
             0.0 if learned else float(call.temperature), call.transform.name, float(call.margin), call.normalize,
             [self.candidate.requires_grad], call.return_stats, call.max_workspace_bytes,
             choose_backend(anchor, call.backend),
@@ -47,7 +59,7 @@ class Travelling(Elsewhere):
         if not call.return_stats:
             return loss
         columns = sum(sum(self.exchange.rows(k)) for k in range(len(travel))) + sum(
-            len(b.rows) for b in self.everywhere
+            len(b.rows) for b in self.replicated
         )
         return LossAndStats(loss, summary(dict(zip(STATS, made)), anchor.shape[0] * (columns - 1)))
 
@@ -70,7 +82,7 @@ class Travelling(Elsewhere):
     def constant(self) -> list[Visitor]:
         """The blocks that need not travel."""
         return [
-            Visitor(b.rows, b.log_weight, b.id, b.own_log_weight, False, None, False) for b in self.everywhere
+            Visitor(b.rows, b.log_weight, b.id, b.own_log_weight, False, None, False) for b in self.replicated
         ]  # fmt: skip
 
     def _unpacked(
@@ -123,7 +135,7 @@ class _Ring(torch.autograd.Function):
     @staticmethod
     def forward(ctx, travelling, sweep, blocks, anchor, inv_temperature, *rows):
         visits = visits_of(sweep)
-        given = [*blocks, *travelling.everywhere]
+        given = [*blocks, *travelling.replicated]
         if visits.needs_largest(any(b.log_weight is not None or b.own_log_weight for b in given)):
             for visitor in _all(travelling, blocks):
                 visits.see(visitor)

@@ -10,7 +10,7 @@ from sentence_transformers.sentence_transformer.evaluation import InformationRet
 from tqdm.auto import tqdm
 
 from ..encoding import encode_texts
-from ..losses.spread import alignment, uniformity
+from ..losses.alignment_uniformity import alignment, uniformity
 
 
 @dataclass(frozen=True)

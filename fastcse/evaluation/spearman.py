@@ -13,7 +13,7 @@ from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimil
 from tqdm.auto import tqdm
 
 from ..encoding import encode_texts
-from ..losses.spread import alignment, uniformity
+from ..losses.alignment_uniformity import alignment, uniformity
 from .sts import StsSet
 
 CLOSE = 4.0  # alignment is taken over pairs whose gold score is above this, on the 0 to 5 scale (strictly)

@@ -1,1 +1,1 @@
-"""One loss, one file: its formula, its transform, its public function. No kernels here."""
+"""One loss, one file: formula, transform, public function. No kernels here."""

@@ -1,8 +1,6 @@
-"""The adversarial positive of HSimCSE: a view moved to where it is harder to recognise."""
+"""The adversarial positive of HSimCSE: a view moved along the gradient of its loss."""
 
 from __future__ import annotations
-
-from numbers import Real
 
 import torch
 from torch import Tensor
@@ -13,6 +11,7 @@ from ..ops import checks
 from ..ops.adversarial import adversarial_op
 from ..ops.dispatch import choose_backend, record
 from .infonce import SCALED
+from .quadruplet import check_paired
 
 
 @torch.no_grad()
@@ -37,15 +36,15 @@ def adversarial_positive(
         l2:   x_i + step |positive_i| g_i / |g_i|
         sign: x_i + step |positive_i| sign(g_i) / sqrt(D)
 
-    g is made in closed form by the sweep of the losses: no second graph, and no (N, N) matrix. Under "l2" and "sign"
-    `step` is the length of the move relative to the row's norm: 0.1 is already much. Under "raw" the released 3.0 moves
-    rows of a nearly solved batch hardly at all, and most of what happens is the noise.
+    g is computed in closed form by the sweep of the losses: no second graph, and no (N, N) matrix. Under "l2" and
+    "sign" `step` is the length of the move relative to the row's norm: 0.1 is already much. Under "raw" the released
+    3.0 hardly moves rows of a nearly solved batch, and most of the change is the noise.
 
     Args:
         anchor:      (N, D) float16 | bfloat16 | float32 | float64. Read only, any strides.
         positive:    (N, D) same dtype and device; row i belongs to anchor i. Fewer rows with `anchor_index`.
         temperature: > 0, a float or a tensor of one element.
-        step:        how far; a negative one makes positives easier.
+        step:        length of the move; a negative one makes positives easier.
         mode:        "raw" | "l2" | "sign".
         noise:       length of the random offset, >= 0; 0 draws nothing.
         generator:   of the device; None draws from torch's own.
@@ -66,57 +65,42 @@ def adversarial_positive(
         Half-precision input is moved in its own type. g is orthogonal to x. A row without a gradient (N = 1, a zero
         row) is left at x.
 
-    Source: github.com/xubodhu/HSimCSE (raw, 3.0, 1.0), where autograd makes g.
+    Source: github.com/xubodhu/HSimCSE (raw, 3.0, 1.0), where autograd computes g.
 
     Example:
         >>> z1, z2 = torch.eye(2), torch.tensor([[1.0, 1.0], [0.0, 1.0]])
         >>> adversarial_positive(z1, z2, step=0.5, mode="l2", noise=0.0)[0].tolist()
         [0.5, 1.5]
     """
-    _check(anchor, positive, anchor_index, temperature, step, mode, noise)
-    chosen = choose_backend(anchor, backend)
-    offset = None
-    if noise > 0:
-        draw = {"dtype": torch.float32, "device": positive.device}
-        offset = torch.rand(positive.shape, generator=generator, **draw) - 0.5
-    if chosen == "reference":
-        record(chosen)
-        return _reference(anchor, positive, anchor_index, offset, float(noise), temperature, float(step), mode)
-    learned = isinstance(temperature, Tensor)
-    inv_temperature = temperature.detach().float().reciprocal().reshape(()) if learned else None
-    return adversarial_op(
-        anchor.detach(), positive.detach(), offset, float(noise), inv_temperature,
-        0.0 if learned else float(temperature), SCALED.name, float(step), mode, anchor_index, chosen,
-    )  # fmt: skip
-
-
-def _check(
-    anchor: Tensor, positive: Tensor, index: Tensor | None, temperature: float | Tensor, step: float, mode: str,
-    noise: float,
-) -> None:  # fmt: skip
     checks.check_rows("anchor", anchor)
     checks.check_same_kind("positive", positive, "anchor", anchor)
-    if index is not None:
-        checks.check_vector("anchor_index", index, positive.shape[0], "positive", positive)
-    elif positive.shape != anchor.shape:
-        raise ValueError(f"positive and anchor must have as many rows, got {positive.shape[0]} and {anchor.shape[0]}")
+    if anchor_index is None:
+        check_paired("positive", positive, anchor)
+    else:
+        checks.check_vector("anchor_index", anchor_index, positive.shape[0], "positive", positive)
     checks.check_temperature(temperature)
     checks.check_finite("step", step)
     checks.check_choice("mode", mode, STEPS)
     checks.check_finite("noise", noise)
-    if not isinstance(noise, Real) or noise < 0:
+    if noise < 0:
         raise ValueError(f"noise must be at least 0, got {noise!r}")
-
-
-def _reference(
-    anchor: Tensor, positive: Tensor, index: Tensor | None, offset: Tensor | None, noise: float,
-    temperature: float | Tensor, step: float, mode: str,
-) -> Tensor:  # fmt: skip
-    checks.check_index("anchor_index", index, anchor.shape[0], "anchor")
-    dtype = torch.promote_types(positive.dtype, torch.float32)
-    a, start = anchor.to(dtype), positive.to(dtype)
-    x = start if offset is None else reference.step_rows(start, offset.to(dtype), noise, "l2")
-    inv_temperature = 1.0 / (temperature.reshape(()).to(dtype) if isinstance(temperature, Tensor) else temperature)
-    g = reference.attack_gradient(x, a, inv_temperature, index)
-    radius = step if mode == "raw" else step * torch.linalg.vector_norm(start, dim=1)
-    return reference.step_rows(x, g, radius, mode).to(positive.dtype)
+    chosen, step, noise, offset = choose_backend(anchor, backend), float(step), float(noise), None
+    if noise > 0:
+        drawn = torch.rand(positive.shape, generator=generator, dtype=torch.float32, device=positive.device)
+        offset = drawn - 0.5
+    if chosen == "reference":
+        record(chosen)
+        checks.check_index("anchor_index", anchor_index, anchor.shape[0], "anchor")
+        dtype = torch.promote_types(positive.dtype, torch.float32)
+        a, start = anchor.to(dtype), positive.to(dtype)
+        x = start if offset is None else reference.step_rows(start, offset.to(dtype), noise, "l2")
+        inverse = 1.0 / (temperature.reshape(()).to(dtype) if isinstance(temperature, Tensor) else temperature)
+        g = reference.attack_gradient(x, a, inverse, anchor_index)
+        radius = step if mode == "raw" else step * torch.linalg.vector_norm(start, dim=1)
+        return reference.step_rows(x, g, radius, mode).to(positive.dtype)
+    rows, inverse, fixed = (anchor.detach(), positive.detach(), offset, noise), None, 0.0
+    if isinstance(temperature, Tensor):
+        inverse = temperature.detach().float().reciprocal().reshape(())
+    else:
+        fixed = float(temperature)
+    return adversarial_op(*rows, inverse, fixed, SCALED.name, step, mode, anchor_index, chosen)

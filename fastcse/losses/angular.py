@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ..ops import checks
 from ..transforms import LogitTransform, register, root
-from .contrastive import Call, CandidateBlock, LossAndStats, contrastive_loss
+from .contrastive import Batch, CandidateBlock, LossAndStats, LossOptions, contrastive_loss
+from .infonce import SCALED
 
 SOURCE = "AdapACSE of KDMCSE, arXiv:2403.17486; formula and default as in its released code"
 WIDEST = math.pi / 2
@@ -35,20 +36,12 @@ def _turned_grad(s, margin):
     return 1.0 + (slope - 1.0) * (s < c)
 
 
-def _same(s, margin):
-    return s
-
-
-def _one(s, margin):
-    return s * 0.0 + 1.0
-
-
 def _bounds(s_max, margin):
     """A negative moves up only, and no further than to cosine 1."""
     return -s_max, s_max * (s_max > 1.0) + 1.0 * (s_max <= 1.0)
 
 
-ANGULAR = register(LogitTransform("angular", _turned, _turned_grad, _same, _one, _bounds, SOURCE))
+ANGULAR = register(LogitTransform("angular", _turned, _turned_grad, SCALED.f, SCALED.df, _bounds, SOURCE))
 
 
 def angular_infonce_loss(
@@ -107,8 +100,9 @@ def angular_infonce_loss(
     checks.check_finite("margin", margin)
     if not 0 <= margin <= WIDEST:
         raise ValueError(f"margin must be an angle from 0 to pi / 2 = {WIDEST:.4f}, got {margin}")
-    call = Call(
-        ANGULAR, math.tan(margin / 2), negatives, temperature, symmetric, anchor_id, candidate_id, normalize, reduction,
-        return_stats, max_workspace_bytes, backend,
-    )  # fmt: skip
-    return contrastive_loss(anchor, candidate, positive, call)
+    batch = Batch(anchor, candidate, positive, negatives, anchor_id, candidate_id)
+    half = math.tan(margin / 2)
+    options = LossOptions(
+        ANGULAR, half, temperature, symmetric, normalize, reduction, return_stats, max_workspace_bytes, backend
+    )
+    return contrastive_loss(batch, options)

@@ -1,4 +1,4 @@
-"""What all softmax losses share: the blocks of candidates, the checks, and the way from a public call to an op."""
+"""What all softmax losses share: batch, options and statistics, their checks, and the choice of the op."""
 
 from __future__ import annotations
 
@@ -55,6 +55,9 @@ class ContrastiveStats(NamedTuple):
     negative; `positive_similarity`, `negative_similarity` means over positives and over unmasked negatives;
     `masked_share` of negative pairs left out by ids; `hardest_similarity` (N,) and `hardest_index` (N,) int64: the
     most similar unmasked negative within `candidate`, ties to the lowest index; -inf and -1 where a row has none.
+
+    `parts` holds the scalars of a loss with more terms than the softmax, by names that its docstring lists; each is an
+    attribute too: `stats.infonce` is `stats.parts["infonce"]`.
     """
 
     lse: Tensor
@@ -64,6 +67,17 @@ class ContrastiveStats(NamedTuple):
     masked_share: Tensor
     hardest_similarity: Tensor
     hardest_index: Tensor
+    parts: dict[str, Tensor]
+
+    def scalars(self) -> dict[str, Tensor]:
+        """All 0-dim values by name, parts among them."""
+        values = {name: value for name, value in zip(self._fields, self[:-1]) if value.ndim == 0}
+        return {**values, **self.parts}
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name in self.parts:
+            return self.parts[name]
+        raise AttributeError(f"these statistics have {(*self._fields, *self.parts)}, not {name!r}")
 
 
 class LossAndStats(NamedTuple):
@@ -73,75 +87,86 @@ class LossAndStats(NamedTuple):
     stats: ContrastiveStats
 
 
-class Call(NamedTuple):
-    """The arguments of a public loss, all but the anchors and candidates."""
+class Batch(NamedTuple):
+    """The tensors of a softmax loss, as its public function has them."""
+
+    anchor: Tensor
+    candidate: Tensor | CandidateSource
+    positive: Tensor | None = None
+    negatives: Tensor | CandidateBlock | Sequence | None = None
+    anchor_id: Tensor | None = None
+    candidate_id: Tensor | None = None
+
+
+class LossOptions(NamedTuple):
+    """The options of a softmax loss, as its public function has them."""
 
     transform: LogitTransform
-    margin: float
-    negatives: Tensor | CandidateBlock | Sequence | None
-    temperature: float | Tensor
-    symmetric: bool
-    anchor_id: Tensor | None
-    candidate_id: Tensor | None
-    normalize: bool
-    reduction: str
-    return_stats: bool
-    max_workspace_bytes: int | None
-    backend: str | None
+    margin: float = 0.0
+    temperature: float | Tensor = 0.05
+    symmetric: bool = False
+    normalize: bool = True
+    reduction: str = "mean"
+    return_stats: bool = False
+    max_workspace_bytes: int | None = None
+    backend: str | None = None
 
 
-class Elsewhere(ABC):
-    """Candidates that are not here: given in their place, it makes the loss itself, as a ring of processes does."""
+class CandidateSource(ABC):
+    """Candidates of which no process holds all: passed as `candidate`, it computes the loss itself."""
 
     @abstractmethod
-    def contrast(self, anchor: Tensor, positive: Tensor | None, call: Call) -> Tensor | LossAndStats:
-        """The loss of these anchors."""
+    def loss(self, batch: Batch, options: LossOptions) -> Tensor | LossAndStats:
+        """The loss of the batch's anchors."""
 
 
-def contrastive_loss(
-    anchor: Tensor, candidate: Tensor | Elsewhere, positive: Tensor | None, call: Call
-) -> Tensor | LossAndStats:
-    """Checks, chooses the backend and runs the loss; the public losses say what each argument means."""
-    if isinstance(candidate, Elsewhere):
-        return candidate.contrast(anchor, positive, call)
-    blocks = [CandidateBlock(candidate, id=call.candidate_id), *as_blocks(call.negatives)]
-    check_call(anchor, blocks, positive, call)
-    pairs = anchor.shape[0] * sum(b.rows.shape[0] for b in blocks)
-    chosen = choose_backend(anchor, call.backend)
-    if chosen == "reference":
-        record(chosen)
-        loss, by_products = _reference(anchor, blocks, positive, call)
-    else:
-        loss, by_products = _fused(anchor, blocks, positive, call, chosen)
-    if not call.return_stats:
+def contrastive_loss(batch: Batch, options: LossOptions) -> Tensor | LossAndStats:
+    """Checks the arguments, chooses the backend and runs the loss; the public losses document each argument."""
+    if isinstance(batch.candidate, CandidateSource):
+        return batch.candidate.loss(batch, options)
+    anchor = batch.anchor
+    blocks = [CandidateBlock(batch.candidate, id=batch.candidate_id), *as_blocks(batch.negatives)]
+    check_blocks(anchor, blocks, batch.positive, batch.anchor_id)
+    check_options(options)
+    chosen = choose_backend(anchor, options.backend)
+    compute = _reference if chosen == "reference" else _fused
+    loss, by_products = compute(batch, blocks, options, chosen)
+    if not options.return_stats:
         return loss
-    return LossAndStats(loss, summary(by_products, pairs - anchor.shape[0]))
+    pairs = anchor.shape[0] * (sum(b.rows.shape[0] for b in blocks) - 1)
+    return LossAndStats(loss, summary(by_products, pairs))
 
 
 def as_blocks(negatives: Tensor | CandidateBlock | Sequence | None) -> list[CandidateBlock]:
-    """What callers may pass as negatives, as blocks."""
+    """The `negatives` of a public loss as blocks."""
     if negatives is None:
         return []
     given = negatives if isinstance(negatives, Sequence) else [negatives]
     return [b if isinstance(b, CandidateBlock) else CandidateBlock(b) for b in given]
 
 
-def check_call(anchor: Tensor, blocks: list[CandidateBlock], positive: Tensor | None, call: Call) -> None:
-    """The checks of all softmax losses; the first block holds the positives."""
+def check_options(options: LossOptions) -> None:
+    """Temperature, margin, reduction and workspace."""
+    checks.check_temperature(options.temperature)
+    checks.check_finite("margin", options.margin)
+    checks.check_choice("reduction", options.reduction, REDUCTIONS)
+    if options.max_workspace_bytes is not None:
+        checks.check_above_zero("max_workspace_bytes", options.max_workspace_bytes)
+
+
+def check_blocks(
+    anchor: Tensor, blocks: list[CandidateBlock], positive: Tensor | None, anchor_id: Tensor | None
+) -> None:
+    """Shapes, dtypes and devices of a batch; the first block holds the positives."""
     checks.check_rows("anchor", anchor)
     for k, block in enumerate(blocks):
         name = "candidate" if k == 0 else "negatives" if len(blocks) == 2 else f"negatives[{k - 1}]"
-        _check_block(name, "candidate_id" if k == 0 else f"{name}.id", block, anchor, call.anchor_id)
-    if call.anchor_id is not None:
-        checks.check_vector("anchor_id", call.anchor_id, anchor.shape[0], "anchor", anchor)
+        _check_block(name, "candidate_id" if k == 0 else f"{name}.id", block, anchor, anchor_id)
+    if anchor_id is not None:
+        checks.check_vector("anchor_id", anchor_id, anchor.shape[0], "anchor", anchor)
         if all(b.id is None for b in blocks):
             raise ValueError("anchor_id needs candidate_id, or negatives with an id, to compare with; got none")
     checks.check_positive(positive, anchor, blocks[0].rows)
-    checks.check_temperature(call.temperature)
-    checks.check_finite("margin", call.margin)
-    checks.check_choice("reduction", call.reduction, REDUCTIONS)
-    if call.max_workspace_bytes is not None:
-        checks.check_above_zero("max_workspace_bytes", call.max_workspace_bytes)
 
 
 def _check_block(name: str, id_name: str, block: CandidateBlock, anchor: Tensor, anchor_id: Tensor | None) -> None:
@@ -156,52 +181,56 @@ def _check_block(name: str, id_name: str, block: CandidateBlock, anchor: Tensor,
     checks.check_finite(f"{name}.own_log_weight", block.own_log_weight)
 
 
-def _reduce(losses: Tensor, reduction: str) -> Tensor:
+def reduced(losses: Tensor, reduction: str) -> Tensor:
+    """(N,) losses, or their sum or mean."""
     return losses if reduction == "none" else losses.sum() if reduction == "sum" else losses.mean()
 
 
+def mean_of(loss: Tensor, reduction: str, rows: int) -> Tensor:
+    """The mean over the rows of a loss that is reduced already, for statistics."""
+    return loss.detach() / rows if reduction == "sum" else loss.detach().mean()
+
+
 def _reference(
-    anchor: Tensor, blocks: list[CandidateBlock], positive: Tensor | None, call: Call
+    batch: Batch, blocks: list[CandidateBlock], o: LossOptions, backend: str
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    checks.check_index("positive", positive, blocks[0].rows.shape[0], "candidate")
-    positive = torch.arange(anchor.shape[0], device=anchor.device) if positive is None else positive
-    inv_temperature = 1.0 / call.temperature
-    if isinstance(inv_temperature, Tensor):
-        inv_temperature = inv_temperature.reshape(())
+    record(backend)
+    checks.check_index("positive", batch.positive, blocks[0].rows.shape[0], "candidate")
+    n, positive = batch.anchor.shape[0], batch.positive
+    positive = torch.arange(n, device=batch.anchor.device) if positive is None else positive
+    inverse = 1.0 / (o.temperature.reshape(()) if isinstance(o.temperature, Tensor) else o.temperature)
     losses, stats = reference.loss_rows(
-        anchor, blocks, positive, call.anchor_id, call.transform, float(call.margin), inv_temperature, call.normalize,
-        call.symmetric,
-    )  # fmt: skip
-    return _reduce(losses, call.reduction), stats
+        batch.anchor, blocks, positive, batch.anchor_id, o.transform, float(o.margin), inverse, o.normalize, o.symmetric
+    )
+    return reduced(losses, o.reduction), stats
 
 
 def _fused(
-    anchor: Tensor, blocks: list[CandidateBlock], positive: Tensor | None, call: Call, chosen: str
+    batch: Batch, blocks: list[CandidateBlock], o: LossOptions, backend: str
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    learned = isinstance(call.temperature, Tensor)
-    inv_temperature = call.temperature.float().reciprocal().reshape(()) if learned else None
+    learned = isinstance(o.temperature, Tensor)
+    inv_temperature = o.temperature.float().reciprocal().reshape(()) if learned else None
     rows = [b.rows for b in blocks]
-    inputs = (anchor, *rows) if inv_temperature is None else (anchor, inv_temperature, *rows)
+    inputs = [batch.anchor, *rows, *([inv_temperature] if learned else [])]
     gradients = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
     sweep = Sweep(
-        anchor, rows, [b.log_weight for b in blocks], [b.id for b in blocks], [float(b.own_log_weight) for b in blocks],
-        positive, call.anchor_id, inv_temperature, 0.0 if learned else float(call.temperature), call.transform.name,
-        float(call.margin), call.normalize, [gradients and x.requires_grad for x in rows], call.return_stats,
-        call.max_workspace_bytes, chosen,
+        batch.anchor, rows, [b.log_weight for b in blocks], [b.id for b in blocks],
+        [float(b.own_log_weight) for b in blocks], batch.positive, batch.anchor_id, inv_temperature,
+        0.0 if learned else float(o.temperature), o.transform.name, float(o.margin), o.normalize,
+        [gradients and x.requires_grad for x in rows], o.return_stats, o.max_workspace_bytes, backend,
     )  # fmt: skip
-    # One upstream gradient for all rows, known only as a factor: the gradients can be made on the way.
-    if call.reduction != "none" and gradients:
-        loss, *by_products = eager.total(sweep, call.symmetric, call.reduction == "mean")
+    # One upstream gradient for all rows, known only as a factor: the gradients can be made in the forward pass.
+    if o.reduction != "none" and gradients:
+        loss, *by_products = eager.total(sweep, o.symmetric, o.reduction == "mean")
     else:
-        losses, *by_products = eager.rows(sweep, call.symmetric)
-        loss = _reduce(losses, call.reduction)
-    return loss, {name: value.detach() for name, value in zip(STATS, by_products)} if call.return_stats else {}
+        losses, *by_products = eager.rows(sweep, o.symmetric)
+        loss = reduced(losses, o.reduction)
+    return loss, {name: value.detach() for name, value in zip(STATS, by_products)} if o.return_stats else {}
 
 
 def summary(s: dict[str, Tensor], pairs: int) -> ContrastiveStats:
-    """Row values into the numbers that a log shows. `pairs` is the number of (anchor, negative) pairs, masked ones
-    included.
-    """
+    """The statistics of a call, from its values by row; `pairs` counts the (anchor, negative) pairs, masked ones
+    included."""
     count = s["count"].sum(dtype=torch.float64)
     return ContrastiveStats(
         lse=s["lse"],
@@ -211,4 +240,5 @@ def summary(s: dict[str, Tensor], pairs: int) -> ContrastiveStats:
         masked_share=(1 - count / max(pairs, 1)).float() if pairs else count.float() * 0,
         hardest_similarity=s["hardest"],
         hardest_index=s["hardest_col"],
+        parts={},
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..transforms import LogitTransform, register
-from .contrastive import Call, CandidateBlock, LossAndStats, contrastive_loss
+from .contrastive import Batch, CandidateBlock, LossAndStats, LossOptions, contrastive_loss
 
 SOURCE = "Hou and Li, Focal-InfoNCE, arXiv:2310.06918; formula and defaults as in its released code"
 
@@ -100,8 +100,9 @@ def focal_infonce_loss(
         >>> focal_infonce_loss(a, a, torch.arange(3)).item() < 1e-6
         True
     """
-    call = Call(
-        DETACHED if detach_modulation else FOCAL, margin, negatives, temperature, symmetric, anchor_id, candidate_id,
-        normalize, reduction, return_stats, max_workspace_bytes, backend,
-    )  # fmt: skip
-    return contrastive_loss(anchor, candidate, positive, call)
+    batch = Batch(anchor, candidate, positive, negatives, anchor_id, candidate_id)
+    transform = DETACHED if detach_modulation else FOCAL
+    options = LossOptions(
+        transform, margin, temperature, symmetric, normalize, reduction, return_stats, max_workspace_bytes, backend
+    )
+    return contrastive_loss(batch, options)

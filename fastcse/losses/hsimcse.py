@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,34 +12,11 @@ from ..ops import checks
 from ..ops.dispatch import choose_backend
 from ..ops.quadruplet import QuadrupletCall
 from .adversarial import adversarial_positive
-from .contrastive import Call, CandidateBlock, ContrastiveStats, LossAndStats, contrastive_loss
+from .contrastive import Batch, CandidateBlock, LossAndStats, LossOptions, contrastive_loss, mean_of
 from .infonce import SCALED
-from .quadruplet import WEIGHTS, check_hinge, check_paired, quadruplet_rows, quadruplet_total
+from .quadruplet import WEIGHTS, check_hinge, check_paired, quadruplet_terms
 
 QUADRUPLET_WEIGHT = 0.22  # a literal of the released code
-
-
-class HSimCSEStats(NamedTuple):
-    """By-products of `hsimcse_loss`: the fields of `ContrastiveStats`, and then
-
-    `infonce`, `quadruplet` the means of the two parts before their weights; `active_share` of rows whose
-    hinge is above 0; `adversarial_similarity`, `batch_similarity`, `corpus_similarity` means of the hinge's three
-    cosines, the second over rows that have an in-batch negative.
-    """
-
-    lse: Tensor
-    accuracy: Tensor
-    positive_similarity: Tensor
-    negative_similarity: Tensor
-    masked_share: Tensor
-    hardest_similarity: Tensor
-    hardest_index: Tensor
-    infonce: Tensor
-    quadruplet: Tensor
-    active_share: Tensor
-    adversarial_similarity: Tensor
-    batch_similarity: Tensor
-    corpus_similarity: Tensor
 
 
 def hsimcse_loss(
@@ -80,7 +56,7 @@ def hsimcse_loss(
     Args:
         anchor:            (N, D) float16 | bfloat16 | float32 | float64. Read only, any strides.
         candidate:         (M, D) same dtype and device.
-        corpus_negative:   (N, D) same dtype and device: what `CorpusNegatives` finds for each anchor. A constant, as
+        corpus_negative:   (N, D) same dtype and device, one for each anchor, from `CorpusNegatives`. A constant, as
                            the adversarial positive is: the hinge trains the anchors and, through b, the candidates.
         positive:          (N,) int64, the column of each anchor's positive; None: column i for anchor i.
         quadruplet_weight: 0 is InfoNCE alone.
@@ -91,7 +67,10 @@ def hsimcse_loss(
         negatives, temperature, symmetric, anchor_id, candidate_id, max_workspace_bytes: of `infonce_loss`. The hardest
                            negative is one of `candidate`; `negatives` take part in InfoNCE only.
         reduction:         "mean" | "sum" | "none".
-        return_stats:      return `LossAndStats(loss, HSimCSEStats)`.
+        return_stats:      return `LossAndStats(loss, ContrastiveStats)`, with the parts `infonce`, `quadruplet`,
+                           means of the two terms before their weights; `active_share` of rows whose hinge is above 0;
+                           `adversarial_similarity`, `batch_similarity`, `corpus_similarity`, means of the hinge's
+                           cosines, the second over rows that have an in-batch negative.
         backend:           "triton" | "cpp" | "reference"; None chooses by device and dtype.
 
     Returns:
@@ -113,55 +92,34 @@ def hsimcse_loss(
     """
     checks.check_rows("anchor", anchor)
     check_paired("corpus_negative", corpus_negative, anchor)
-    check_part(all_anchor, anchor_index)
+    checks.check_both("all_anchor", all_anchor, "anchor_index", anchor_index)
     checks.check_finite("quadruplet_weight", quadruplet_weight)
     checks.check_finite("adversarial_step", adversarial_step)
     checks.check_choice("adversarial_mode", adversarial_mode, STEPS)
     hinge = check_hinge(weights, margin, form)
-    contrast = Call(
-        SCALED, 0.0, negatives, temperature, symmetric, anchor_id, candidate_id, True, reduction, True,
-        max_workspace_bytes, backend,
-    )  # fmt: skip
-    infonce, stats = contrastive_loss(anchor, candidate, positive, contrast)
+    batch = Batch(anchor, candidate, positive, negatives, anchor_id, candidate_id)
+    options = LossOptions(SCALED, 0.0, temperature, symmetric, True, reduction, True, max_workspace_bytes, backend)
+    infonce, stats = contrastive_loss(batch, options)
     own = candidate.detach()[: anchor.shape[0]] if positive is None else candidate.detach()[positive]
+    all_anchor = anchor if all_anchor is None else all_anchor
+    move = dict(step=adversarial_step, mode=adversarial_mode, noise=noise, generator=generator)
     harder = adversarial_positive(
-        anchor if all_anchor is None else all_anchor, own, temperature=temperature, step=adversarial_step,
-        mode=adversarial_mode, noise=noise, generator=generator, anchor_index=anchor_index, backend=backend,
-    )  # fmt: skip
-    call = QuadrupletCall(
-        anchor, harder, candidate, corpus_negative.detach(), stats.hardest_index, *hinge, True,
-        choose_backend(anchor, backend),
-    )  # fmt: skip
-    pulled, rows, similarity = _hinge(call, float(quadruplet_weight), reduction)
-    loss = infonce + pulled
-    return LossAndStats(loss, _stats(stats, infonce, rows, reduction, similarity)) if return_stats else loss
-
-
-def check_part(all_anchor: Tensor | None, anchor_index: Tensor | None) -> None:
-    """A ValueError where one is given without the other."""
-    if (all_anchor is None) != (anchor_index is None):
-        given, absent = ("anchor_index", "all_anchor") if all_anchor is None else ("all_anchor", "anchor_index")
-        raise ValueError(f"{given} needs {absent}, got {absent}=None")
-
-
-def _hinge(call: QuadrupletCall, weight: float, reduction: str) -> tuple[Tensor, Tensor, Tensor]:
-    """The weighted hinge, its rows without weight and gradient, and the similarities."""
-    if reduction == "none":
-        rows, similarity = quadruplet_rows(call)
-        return weight * rows, rows.detach(), similarity
-    # The weight is a factor of the gradients from the start, so that backward need not multiply them.
-    return quadruplet_total(call, weight, reduction == "mean")
-
-
-def _stats(stats: ContrastiveStats, infonce: Tensor, rows: Tensor, reduction: str, similarity: Tensor) -> HSimCSEStats:
-    positive, batch, corpus = similarity
-    there = batch > -torch.inf
-    return HSimCSEStats(
-        *stats,
-        infonce=infonce.detach() / len(rows) if reduction == "sum" else infonce.detach().mean(),
-        quadruplet=rows.mean(),
-        active_share=(rows > 0).float().mean(),
-        adversarial_similarity=positive.mean(),
-        batch_similarity=torch.where(there, batch, 0.0).sum() / there.sum().clamp_min(1),
-        corpus_similarity=corpus.mean(),
+        all_anchor, own, temperature=temperature, anchor_index=anchor_index, backend=backend, **move
     )
+    rows = (anchor, harder, candidate, corpus_negative.detach(), stats.hardest_index)
+    call = QuadrupletCall(*rows, *hinge, True, choose_backend(anchor, backend))
+    weighted, hinges, similarity = quadruplet_terms(call, float(quadruplet_weight), reduction)
+    loss = infonce + weighted
+    if not return_stats:
+        return loss
+    to_positive, to_batch, to_corpus = similarity
+    has_negative = to_batch > -torch.inf
+    parts = {
+        "infonce": mean_of(infonce, reduction, len(anchor)),
+        "quadruplet": hinges.mean(),
+        "active_share": (hinges > 0).float().mean(),
+        "adversarial_similarity": to_positive.mean(),
+        "batch_similarity": torch.where(has_negative, to_batch, 0.0).sum() / has_negative.sum().clamp_min(1),
+        "corpus_similarity": to_corpus.mean(),
+    }
+    return LossAndStats(loss, stats._replace(parts=parts))

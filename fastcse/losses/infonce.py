@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..transforms import LogitTransform, register
-from .contrastive import Call, CandidateBlock, LossAndStats, contrastive_loss
+from .contrastive import Batch, CandidateBlock, LossAndStats, LossOptions, contrastive_loss
 
 
 def _same(s, margin):
@@ -92,8 +92,8 @@ def infonce_loss(
         >>> infonce_loss(a, a).item() < 1e-6
         True
     """
-    call = Call(
-        SCALED, 0.0, negatives, temperature, symmetric, anchor_id, candidate_id, normalize, reduction, return_stats,
-        max_workspace_bytes, backend,
-    )  # fmt: skip
-    return contrastive_loss(anchor, candidate, positive, call)
+    batch = Batch(anchor, candidate, positive, negatives, anchor_id, candidate_id)
+    options = LossOptions(
+        SCALED, 0.0, temperature, symmetric, normalize, reduction, return_stats, max_workspace_bytes, backend
+    )
+    return contrastive_loss(batch, options)

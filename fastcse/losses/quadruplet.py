@@ -14,7 +14,7 @@ from ..operands import Quadruplets
 from ..ops import checks, quadruplet
 from ..ops.dispatch import choose_backend, record
 from ..ops.quadruplet import QuadrupletCall
-from .contrastive import REDUCTIONS
+from .contrastive import REDUCTIONS, reduced
 
 FORMS = ("weighted", "classic")
 # Of HSimCSE's released code: literals there.
@@ -90,27 +90,21 @@ def quadruplet_loss(
     call = QuadrupletCall(
         anchor, positive, rows, corpus_negative, index, *hinge, bool(normalize), choose_backend(anchor, backend)
     )
-    if reduction == "none":
-        return quadruplet_rows(call)[0]
-    return quadruplet_total(call, 1.0, reduction == "mean")[0]
+    return quadruplet_terms(call, 1.0, reduction)[0]
 
 
-def quadruplet_rows(call: QuadrupletCall) -> tuple[Tensor, Tensor]:
-    """(N,) losses and (3, N) similarities, on the call's backend."""
-    if call.backend != "reference":
-        return quadruplet.rows(call)
-    record("reference")
-    checks.check_index("batch_negative", call.index, call.batch_negative.shape[0], "candidate", none=True)
-    return reference.quadruplet_rows(Quadruplets(*call[:-1]))
-
-
-def quadruplet_total(call: QuadrupletCall, weight: float, mean: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """weight times the sum or mean of the losses, (N,) losses without gradient, and (3, N) similarities."""
-    gradients = torch.is_grad_enabled() and any(x.requires_grad for x in call.rows)
-    if call.backend != "reference" and gradients:
-        return quadruplet.total(call, weight, mean)
-    loss, similarity = quadruplet_rows(call)
-    return (loss.mean() if mean else loss.sum()) * weight, loss.detach(), similarity
+def quadruplet_terms(call: QuadrupletCall, weight: float, reduction: str) -> tuple[Tensor, Tensor, Tensor]:
+    """weight times the reduced losses, (N,) losses without gradient, and (3, N) similarities, on the call's backend."""
+    if call.backend == "reference":
+        record("reference")
+        checks.check_index("batch_negative", call.index, call.batch_negative.shape[0], "candidate", none=True)
+        losses, similarity = reference.quadruplet_rows(Quadruplets(*call[:-1]))
+    elif reduction != "none" and torch.is_grad_enabled() and any(x.requires_grad for x in call.rows):
+        # The weight is a factor of the gradients from the start, so that backward need not multiply them.
+        return quadruplet.total(call, weight, reduction == "mean")
+    else:
+        losses, similarity = quadruplet.rows(call)
+    return weight * reduced(losses, reduction), losses.detach(), similarity
 
 
 def check_paired(name: str, rows: Tensor, anchor: Tensor) -> None:

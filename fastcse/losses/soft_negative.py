@@ -2,33 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-import torch
 from torch import Tensor
 
 from .. import reference
 from ..ops import checks
-from .contrastive import Call, CandidateBlock, LossAndStats, contrastive_loss
+from .contrastive import Batch, CandidateBlock, LossAndStats, LossOptions, contrastive_loss, mean_of, reduced
 from .infonce import SCALED
-
-
-class SoftNegativeStats(NamedTuple):
-    """By-products of `soft_negative_loss`: the fields of `ContrastiveStats`, and then `infonce` and `margin`, the means
-    of the two parts before the weight, `soft_similarity`, the mean cosine of anchors and their soft negatives, and
-    `active_share` of rows whose margin is not kept."""
-
-    lse: Tensor
-    accuracy: Tensor
-    positive_similarity: Tensor
-    negative_similarity: Tensor
-    masked_share: Tensor
-    hardest_similarity: Tensor
-    hardest_index: Tensor
-    infonce: Tensor
-    margin: Tensor
-    soft_similarity: Tensor
-    active_share: Tensor
+from .quadruplet import check_paired
 
 
 def soft_negative_loss(
@@ -66,7 +46,9 @@ def soft_negative_loss(
         alpha, beta:   margins; for -beta <= d_i <= -alpha the margin and its gradient are 0.
         negatives, temperature, anchor_id, candidate_id, max_workspace_bytes: of `infonce_loss`.
         reduction:     "mean" | "sum" | "none".
-        return_stats:  return `LossAndStats(loss, SoftNegativeStats)`.
+        return_stats:  return `LossAndStats(loss, ContrastiveStats)`, with the parts `infonce` and `margin`, means of
+                       the two terms before the weight, `soft_similarity`, the mean cosine of anchors and their soft
+                       negatives, and `active_share` of rows whose margin is violated.
         backend:       of InfoNCE: "triton" | "cpp" | "reference"; None chooses by device and dtype.
 
     Returns:
@@ -88,42 +70,27 @@ def soft_negative_loss(
         >>> soft_negative_loss(z, z, soft, margin_weight=1.0).item() > infonce_loss(z, z).item()
         True
     """
-    _check(anchor, candidate, soft_negative, positive)
+    checks.check_rows("anchor", anchor)
+    checks.check_same_kind("candidate", candidate, "anchor", anchor)
+    check_paired("soft_negative", soft_negative, anchor)
+    checks.check_positive(positive, anchor, candidate)
     for name, value in (("margin_weight", margin_weight), ("alpha", alpha), ("beta", beta)):
         checks.check_finite(name, value)
-    call = Call(
-        SCALED, 0.0, negatives, temperature, False, anchor_id, candidate_id, True, reduction, return_stats,
-        max_workspace_bytes, backend,
-    )  # fmt: skip
-    made = contrastive_loss(anchor, candidate, positive, call)
+    batch = Batch(anchor, candidate, positive, negatives, anchor_id, candidate_id)
+    options = LossOptions(SCALED, 0.0, temperature, False, True, reduction, return_stats, max_workspace_bytes, backend)
+    made = contrastive_loss(batch, options)
     infonce, stats = made if return_stats else (made, None)
-    near, soft = _cosines(anchor, candidate, soft_negative, positive)
-    d = soft - near
+    own = candidate[: len(anchor)] if positive is None else candidate.index_select(0, positive)
+    soft = reference.row_similarity(anchor, soft_negative)
+    d = soft - reference.row_similarity(anchor, own)
     margin = (d + alpha).relu() + (-d - beta).relu()
-    reduced = margin if reduction == "none" else margin.sum() if reduction == "sum" else margin.mean()
-    loss = infonce + margin_weight * reduced
+    loss = infonce + margin_weight * reduced(margin, reduction)
     if not return_stats:
         return loss
-    rows = infonce.detach().mean() / (len(anchor) if reduction == "sum" else 1)
-    parts = (rows, margin.detach().mean(), soft.detach().mean(), (margin > 0).float().mean())
-    return LossAndStats(loss, SoftNegativeStats(*stats, *parts))
-
-
-def _cosines(
-    anchor: Tensor, candidate: Tensor, soft_negative: Tensor, positive: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """(N,) cosines of the anchors with their positives, and with their soft negatives."""
-    own = candidate[: len(anchor)] if positive is None else candidate.index_select(0, positive)
-    dtype = torch.promote_types(anchor.dtype, torch.float32)
-    a, p, s = (reference.unit_rows(x.to(dtype)) for x in (anchor, own, soft_negative))
-    return (a * p).sum(1), (a * s).sum(1)
-
-
-def _check(anchor: Tensor, candidate: Tensor, soft_negative: Tensor, positive: Tensor | None) -> None:
-    checks.check_rows("anchor", anchor)
-    for name, x in (("candidate", candidate), ("soft_negative", soft_negative)):
-        checks.check_same_kind(name, x, "anchor", anchor)
-    if len(soft_negative) != len(anchor):
-        rows = f"{len(soft_negative)} and {len(anchor)}"
-        raise ValueError(f"soft_negative and anchor must have as many rows, got {rows}")
-    checks.check_positive(positive, anchor, candidate)
+    parts = {
+        "infonce": mean_of(infonce, reduction, len(anchor)),
+        "margin": margin.detach().mean(),
+        "soft_similarity": soft.detach().mean(),
+        "active_share": (margin > 0).float().mean(),
+    }
+    return LossAndStats(loss, stats._replace(parts=parts))

@@ -74,6 +74,13 @@ def check_positive(positive: Tensor | None, anchor: Tensor, candidate: Tensor) -
     check_vector("positive", positive, n, "anchor", anchor)
 
 
+def check_both(name: str, value: object, other_name: str, other: object) -> None:
+    """Two arguments of which one is meaningless without the other."""
+    if (value is None) != (other is None):
+        given, absent = (other_name, name) if value is None else (name, other_name)
+        raise ValueError(f"{given} needs {absent}, got {absent}=None")
+
+
 def check_temperature(temperature: float | Tensor) -> None:
     """A number above 0, or a tensor of one element."""
     if isinstance(temperature, Tensor):

@@ -49,9 +49,9 @@ def centroids(dtype=torch.float64):
     return torch.randn(3, D, generator=g).to(dtype), torch.tensor([2, 0, 3])
 
 
-def plain(loss, anchor, candidate, *more, everywhere=None, negatives=None, **options):
+def plain(loss, anchor, candidate, *more, replicated=None, negatives=None, **options):
     """What one process does with the arguments of `gathered_loss`."""
-    blocks = [*(negatives or []), *(everywhere or [])]
+    blocks = [*(negatives or []), *(replicated or [])]
     return loss(anchor, candidate, *more, negatives=blocks or None, **options)
 
 
@@ -109,7 +109,7 @@ def infonce_ids(make, x, encoder, log_temperature):
 
 def infonce_queue(make, x, encoder, log_temperature):
     rows, _ = centroids(encoder.dtype)
-    return make(fastcse.infonce_loss, temperature=0.3, everywhere=[CandidateBlock(rows)])
+    return make(fastcse.infonce_loss, temperature=0.3, replicated=[CandidateBlock(rows)])
 
 
 def focal(make, x, encoder, log_temperature):

@@ -131,17 +131,16 @@ class FusedContrastiveLoss(nn.Module):
         options |= {"negatives": negatives or None, "backend": self.backend, "return_stats": True}
         past = [] if self.queue is None else self.queue.block(anchor.dtype)
         if self.gather_across_devices:
-            options["everywhere"] = past
+            options["replicated"] = past
             options["max_gathered_bytes"] = self.max_gathered_bytes
             loss, stats = gathered_loss(self.loss, anchor, positive, *more, **options)
         else:
             options["negatives"] = [*negatives, *past] or None
             loss, stats = self.loss(anchor, positive, *more, **options)
         self.used_backend = last_backend()
-        self._record(stats._asdict())
-        there = stats.hardest_similarity > -torch.inf
-        hardest = torch.where(there, stats.hardest_similarity, 0.0).sum() / there.sum().clamp_min(1)
-        self._record({"hardest_similarity": hardest})
+        found = stats.hardest_similarity > -torch.inf
+        hardest = torch.where(found, stats.hardest_similarity, 0.0).sum() / found.sum().clamp_min(1)
+        self._record({**stats.scalars(), "hardest_similarity": hardest})
         return loss
 
     def _from_corpus(self, anchor: Tensor, positive: Tensor, ids: Tensor | None) -> Tensor:
@@ -172,9 +171,8 @@ class FusedContrastiveLoss(nn.Module):
     def _record(self, stats: dict[str, Tensor]) -> None:
         # Kept on the device and summed there: reading a value at every step would stall a GPU.
         for name, value in stats.items():
-            if value.ndim == 0:  # others are of single rows
-                self._sums[name] = self._sums.get(name, 0) + value.detach()
-                self._calls[name] = self._calls.get(name, 0) + 1
+            self._sums[name] = self._sums.get(name, 0) + value.detach()
+            self._calls[name] = self._calls.get(name, 0) + 1
 
     def take_stats(self) -> dict[str, float]:
         """Accuracy, mean similarities and what else the loss has numbers of, since the last call of this method, each

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 from ...distributed import Exchange
 from ...losses.contrastive import CandidateBlock
-from ...modules.queue import NegativeQueue
+from ...losses.negative_queue import NegativeQueue
 
 
 class MomentumEncoder(nn.Module):

@@ -1,30 +1,14 @@
-"""SSCL's objective: what a sentence looks like in earlier layers is a negative of what it becomes."""
+"""SSCL: embeddings of intermediate layers as negatives of the final layer's."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from torch import Tensor
 
 from ..ops import checks
-from .contrastive import CandidateBlock, LossAndStats
-from .infonce import infonce_loss
-
-
-class SSCLStats(NamedTuple):
-    """By-products of `sscl_loss`: the fields of `ContrastiveStats`, of the final parts alone, and then `infonce` and
-    `extended`, the means of the two losses whose mean it is."""
-
-    lse: Tensor
-    accuracy: Tensor
-    positive_similarity: Tensor
-    negative_similarity: Tensor
-    masked_share: Tensor
-    hardest_similarity: Tensor
-    hardest_index: Tensor
-    infonce: Tensor
-    extended: Tensor
+from .contrastive import Batch, CandidateBlock, LossAndStats, LossOptions, as_blocks, contrastive_loss, mean_of
+from .infonce import SCALED
 
 
 def sscl_loss(
@@ -48,7 +32,7 @@ def sscl_loss(
         loss_i = (infonce_i(a, c) + infonce_i(a, c; columns n)) / 2
 
     with a and c the final parts, and n all (parts - 1) (N + M) other parts of anchors and candidates: vectors of
-    intermediate layers, against which the final layer shall stand out. An anchor's own are among its negatives, and
+    intermediate layers, from which the final layer is separated. An anchor's own are among its negatives, and
     gradients flow into all of them. With one part it is InfoNCE.
 
     Args:
@@ -62,7 +46,8 @@ def sscl_loss(
         temperature, anchor_id, candidate_id, max_workspace_bytes, backend: of `infonce_loss`. Ids mask final parts
                     only: intermediate vectors have none.
         reduction:  "mean" | "sum" | "none".
-        return_stats: return `LossAndStats(loss, SSCLStats)`.
+        return_stats: return `LossAndStats(loss, ContrastiveStats)`, of the final parts alone, with the parts
+                    `infonce` and `extended`, the means of the two losses.
 
     Returns:
         float32 scalar, or (N,) with "none" (float64 for float64 input). Differentiable in `anchor`, `candidate`, the
@@ -89,31 +74,29 @@ def sscl_loss(
         raise ValueError(
             f"anchor must have a width that parts divides, got {anchor.shape[1]} columns and parts={parts}"
         )
-    shared = dict(temperature=temperature, anchor_id=anchor_id, candidate_id=candidate_id, reduction=reduction,
-                  return_stats=return_stats, max_workspace_bytes=max_workspace_bytes, backend=backend)  # fmt: skip
-    blocks, more = _split_blocks(negatives, width, parts)
     everyone = anchor if all_anchor is None else all_anchor
+    blocks, more = _split_blocks(negatives, width, parts)
     more += [CandidateBlock(part) for rows in (everyone, candidate) for part in _other_parts(rows, width)]
-    a, c = anchor[:, :width], candidate[:, :width]
-    plain = infonce_loss(a, c, positive, negatives=blocks or None, **shared)
-    extended = infonce_loss(a, c, positive, negatives=[*blocks, *more], **shared) if more else plain
+    batch = Batch(anchor[:, :width], candidate[:, :width], positive, blocks, anchor_id, candidate_id)
+    options = LossOptions(SCALED, 0.0, temperature, False, True, reduction, return_stats, max_workspace_bytes, backend)
+    plain = contrastive_loss(batch, options)
+    extended = contrastive_loss(batch._replace(negatives=[*blocks, *more]), options) if more else plain
     if not return_stats:
         return (plain + extended) / 2
-    means = (x.loss.detach().mean() / (len(a) if reduction == "sum" else 1) for x in (plain, extended))
-    return LossAndStats((plain.loss + extended.loss) / 2, SSCLStats(*plain.stats, *means))
+    infonce, wider = (mean_of(x.loss, reduction, len(anchor)) for x in (plain, extended))
+    stats = plain.stats._replace(parts={"infonce": infonce, "extended": wider})
+    return LossAndStats((plain.loss + extended.loss) / 2, stats)
 
 
 def _other_parts(rows: Tensor, width: int) -> tuple[Tensor, ...]:
-    """The (N, D) parts of rows behind the final one."""
+    """The (N, D) parts of rows after the final layer's."""
     return rows.split(width, dim=1)[1:]
 
 
 def _split_blocks(negatives, width: int, parts: int) -> tuple[list[CandidateBlock], list[CandidateBlock]]:
-    """The final parts of all blocks, with what the blocks say of their columns, and the other parts."""
-    given = negatives if isinstance(negatives, Sequence) else [] if negatives is None else [negatives]
-    blocks = [b if isinstance(b, CandidateBlock) else CandidateBlock(b) for b in given]
+    """The final parts of all blocks, with the weights and ids of their columns, and the other parts."""
     final, others = [], []
-    for k, b in enumerate(blocks):
+    for k, b in enumerate(as_blocks(negatives)):
         checks.check_rows(f"negatives[{k}]", b.rows)
         if b.rows.shape[1] not in (width, width * parts):
             got = b.rows.shape[1]

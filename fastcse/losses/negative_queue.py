@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..losses.contrastive import CandidateBlock
 from ..ops import checks
+from .contrastive import CandidateBlock
 
 
 class NegativeQueue(nn.Module):
