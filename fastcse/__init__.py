@@ -26,6 +26,7 @@ from .modules import (
     InfoNCELoss,
     QuadrupletLoss,
 )
+from .moved import renamed as __getattr__  # noqa: F401
 from .ops.dispatch import BackendStatus, backends, last_backend
 from .ops.hardest import HardestNegative, hardest_negative
 from .ops.kmeans_steps import Assignment, ClusterSums, assign, cluster_sums
@@ -79,15 +80,3 @@ __all__ = [
     "topk",
     "uniformity",
 ]
-
-_FORMER = ("ClusterNSStats", "HSimCSEStats", "SSCLStats", "SoftNegativeStats")
-
-
-def __getattr__(name: str) -> object:
-    """Names of 0.1, for one release."""
-    if name in _FORMER:
-        import warnings
-
-        warnings.warn(f"fastcse.{name} is ContrastiveStats now, with parts", DeprecationWarning, stacklevel=2)
-        return ContrastiveStats
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

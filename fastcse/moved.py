@@ -1,4 +1,4 @@
-"""Modules by the paths they had in the last release; such a path works for one release more, and warns."""
+"""Modules and names of the last release; such a path works for one release more, and warns."""
 
 from __future__ import annotations
 
@@ -8,6 +8,17 @@ import warnings
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
+
+# Of `fastcse` itself.
+RENAMED = dict.fromkeys(("ClusterNSStats", "HSimCSEStats", "SSCLStats", "SoftNegativeStats"), "ContrastiveStats")
+
+
+def renamed(name: str) -> Any:
+    """What `fastcse.name` is called now: the package's `__getattr__`."""
+    if name not in RENAMED:
+        raise AttributeError(f"module 'fastcse' has no attribute {name!r}")
+    warnings.warn(f"fastcse.{name} is fastcse.{RENAMED[name]} now", DeprecationWarning, stacklevel=2)
+    return getattr(sys.modules["fastcse"], RENAMED[name])
 
 
 def keep_paths(package: str, moved: Mapping[str, str], names: Mapping[str, str] | None = None) -> None:

@@ -75,9 +75,10 @@ class ContrastiveStats(NamedTuple):
         return {**values, **self.parts}
 
     def __getattr__(self, name: str) -> Tensor:
-        if name in self.parts:
-            return self.parts[name]
-        raise AttributeError(f"these statistics have {(*self._fields, *self.parts)}, not {name!r}")
+        parts = self[-1] if self else {}  # torch.compile looks attributes up on an empty instance
+        if name in parts:
+            return parts[name]
+        raise AttributeError(f"these statistics have {(*self._fields, *parts)}, not {name!r}")
 
 
 class LossAndStats(NamedTuple):

