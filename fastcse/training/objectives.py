@@ -12,8 +12,8 @@ from ..losses.clusterns import clusterns_loss
 from ..losses.focal import focal_infonce_loss
 from ..losses.hsimcse import hsimcse_loss
 from ..losses.infonce import infonce_loss
-from ..losses.sscl import sscl_loss
 from ..losses.soft_negative import soft_negative_loss
+from ..losses.sscl import sscl_loss
 
 
 class Paper(NamedTuple):
