@@ -66,3 +66,16 @@ def test_the_shift_keeps_rounded_gradients_without_bias(excess):
     rounded, exact = (a / z).bfloat16().double(), a / z
     bias = (rounded @ exact) / (exact @ exact) - 1
     assert abs(bias.item()) < 2**-13
+
+
+def test_a_heavy_column_that_is_left_out_leaves_the_others_their_digits(forced, device):
+    """The static shift is below the heaviest column's logit by its headroom: without that column all sums vanish."""
+    anchor = torch.eye(2)[:1]
+    heavy = fastcse.CandidateBlock(
+        anchor.to(device), log_weight=torch.tensor([200.0], device=device), id=torch.tensor([7], device=device)
+    )
+    loss = forced(
+        fastcse.infonce_loss, anchor.to(device), torch.eye(2, device=device), negatives=heavy, temperature=1.0,
+        anchor_id=torch.tensor([7], device=device),
+    )  # fmt: skip
+    torch.testing.assert_close(loss.cpu(), torch.tensor(-1.0).exp().log1p())
