@@ -152,10 +152,8 @@ class FaissIndex:
         query, numbers = _prepared(search.query, self.metric), ids.values.cpu()
         search = search.to(torch.device("cpu"))
         worst = torch.inf if self.metric == "l2" else -torch.inf
-        values, found = (
-            torch.full((n, search.k), worst, dtype=torch.float32, device="cpu"),
-            torch.full((n, search.k), -1, device="cpu"),
-        )
+        values = torch.full((n, search.k), worst, dtype=torch.float32, device="cpu")
+        found = torch.full((n, search.k), -1, device="cpu")
         # FAISS has no rule for a query that is not finite; it finds nothing.
         pending = torch.isfinite(search.query).all(1).nonzero()[:, 0]
         excluded = 0 if search.exclude is None or n == 0 else int((search.exclude >= 0).sum(1).max())

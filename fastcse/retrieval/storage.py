@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..files import sha256_of
 from .arrays import PIECE_BYTES, as_rows, pieces
 from .faiss_index import FaissIndex
 
@@ -101,7 +102,7 @@ def _write(made: Path, contents: Contents) -> None:
         "format": FORMAT, "version": VERSION, "fastcse": version("fastcse"), "shape": list(contents.rows.shape),
         "dtype": str(dtype).removeprefix("torch."),
         "stored_as": str(STORED_AS.get(dtype, dtype)).removeprefix("torch."), **contents.about,
-        "files": {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(made.iterdir())},
+        "files": {p.name: {"bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in sorted(made.iterdir())},
     }  # fmt: skip
     text = json.dumps({**manifest, "manifest_sha256": _own_sha256(manifest)}, indent=2)
     (made / MANIFEST).write_text(text + "\n", encoding="utf-8")
@@ -119,14 +120,6 @@ def _write_rows(path: Path, rows: Tensor) -> None:
         np.lib.format.write_array_header_1_0(file, header)
         for _, piece in pieces(matrix, PIECE_BYTES):
             file.write(np.ascontiguousarray(piece.cpu().numpy()).data.cast("B"))
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while part := file.read(1 << 22):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def _own_sha256(manifest: dict) -> str:
@@ -196,7 +189,7 @@ def _check_file(path: Path, expected: dict, verify: bool) -> None:
         raise ValueError(f"{path} is missing: {MANIFEST} says it has {expected['bytes']} bytes")
     if (size := path.stat().st_size) != expected["bytes"]:
         raise ValueError(f"{path} is damaged: it has {size} bytes, {MANIFEST} says {expected['bytes']}")
-    if verify and (found := _sha256(path)) != expected["sha256"]:
+    if verify and (found := sha256_of(path)) != expected["sha256"]:
         raise ValueError(f"{path} is damaged: its sha256 is {found}, {MANIFEST} says {expected['sha256']}")
 
 

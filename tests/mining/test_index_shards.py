@@ -175,7 +175,7 @@ def a_group_of_some(rank, ranks):
     assert torch.equal(got.indices, CorpusIndex(rows).search(rows[mine], 5).indices)
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.whole), 3])
 def test_shards_give_what_one_index_gives(tmp_path, ranks):
     jobs = [(same_as_one_index, metric, torch.float32, "exact") for metric in ("cosine", "ip", "l2")]
     jobs += [(same_as_one_index, "ip", torch.bfloat16, "exact"), (same_as_one_index, "l2", torch.float64, "exact")]

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from fastcse import CorpusIndex
+from fastcse.files import sha256_of
 from fastcse.retrieval import storage
 
 TEXTS = ["a dog", "two\nlines \u2028 and \x85 more", "", 'quoted "é" \U0001f600', "a dog", "\ud800"]
@@ -154,7 +155,7 @@ def test_a_folder_with_anything_else_is_not_replaced(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["thesis"]
 
 
-@pytest.mark.parametrize("step", ["_write_rows", "_sha256", "_own_sha256", "_put_in_place"])
+@pytest.mark.parametrize("step", ["_write_rows", "sha256_of", "_own_sha256", "_put_in_place"])
 @pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_a_save_that_fails_leaves_the_earlier_index_and_nothing_else(tmp_path, monkeypatch, step, failure):
     index = make_index("flat")
@@ -213,6 +214,7 @@ while True:
 """
 
 
+@pytest.mark.whole
 def test_a_save_that_is_killed_leaves_a_whole_index(tmp_path):
     folder = tmp_path / "index"
     CorpusIndex(torch.full((10, 32), 1.0)).save(folder)
@@ -314,12 +316,12 @@ def test_a_faiss_index_of_other_rows_is_refused(copy, tmp_path):
     content = (tmp_path / "other" / "index.faiss").read_bytes()
     (copy / "index.faiss").write_bytes(content)
     files = json.loads((copy / "manifest.json").read_text())["files"]
-    files["index.faiss"] = {"bytes": len(content), "sha256": storage._sha256(copy / "index.faiss")}
+    files["index.faiss"] = {"bytes": len(content), "sha256": sha256_of(copy / "index.faiss")}
     rewrite(copy, files=files)
     with pytest.raises(ValueError, match=r"index.faiss holds 7 x 5 rows, but rows.npy \(6, 5\)"):
         CorpusIndex.load(copy)
     (copy / "index.faiss").write_bytes(b"no index at all")
-    files["index.faiss"] = {"bytes": 15, "sha256": storage._sha256(copy / "index.faiss")}
+    files["index.faiss"] = {"bytes": 15, "sha256": sha256_of(copy / "index.faiss")}
     rewrite(copy, files=files)
     with pytest.raises(ValueError, match=r"index\.faiss is not an index that faiss"):
         CorpusIndex.load(copy)
