@@ -132,6 +132,19 @@ def gather_rows(x: Tensor, counts: Sequence[int], group: dist.ProcessGroup | Non
     return x if len(counts) == 1 else _Gather.apply(x, list(counts), rank, _named(group))
 
 
+def gather_equal_rows(x: Tensor, group: dist.ProcessGroup | None = None) -> tuple[Tensor, int]:
+    """The rows of all ranks, of which each holds as many, as `gather_rows`, and the number of this rank's first.
+
+    Raises:
+        ValueError: on every rank, if they hold different numbers of rows. `gathered_loss` takes such batches.
+    """
+    exchange = Exchange.of([x], group)
+    counts = exchange.rows(0)
+    if min(counts) != max(counts):
+        raise ValueError(f"every rank must hold the same number of rows, got {counts}")
+    return exchange.gather(x, 0), exchange.offset(0)
+
+
 def shared_value(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     """The mean over the ranks of a tensor that all of them hold alike, as a learned temperature: its gradient is the
     mean of theirs, so that it stays alike. Data-parallel wrappers do so for a model's parameters; this is for a loss's.

@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from pytorch_metric_learning import losses as peer
 from pytorch_metric_learning.distances import CosineSimilarity, DotProductSimilarity, LpDistance
-from pytorch_metric_learning.losses import BaseMetricLossFunction
 from pytorch_metric_learning.miners import BaseMiner
 from pytorch_metric_learning.utils.loss_and_miner_utils import convert_to_pairs
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ..losses.contrastive import CandidateBlock
 from ..ops import checks
 from ..ops.dispatch import last_backend
 from ..ops.topk_search import topk
-from .label_pairs import Pairs, least_by_anchor, log_sum_by_anchor, pair_similarity, positive_pairs
+from ..reference import row_similarity
 from .partition import log_partition
 
 logger = logging.getLogger(__name__)
 
 POSITIVES = ("hardest", "all")
+# Pairs whose two rows are copied at once.
+AT_ONCE = 2**15
 _announced: set[str] = set()
 
 
-class NTXentLoss(BaseMetricLossFunction):
+class NTXentLoss(peer.NTXentLoss):
     r"""pytorch-metric-learning's loss of the same name, without the P x N M numbers it spreads P pairs over.
 
     For every pair (a, p) of one label, with s the similarity of `distance` and the negatives of other labels:
@@ -66,11 +68,10 @@ class NTXentLoss(BaseMetricLossFunction):
     """
 
     def __init__(self, temperature: float = 0.07, *, backend: str | None = None, **kwargs: Any):
-        super().__init__(**kwargs)
+        super().__init__(temperature=temperature, **kwargs)
         checks.check_above_zero("temperature", temperature)
-        self.temperature, self.backend = temperature, backend
+        self.backend = backend
         self.used_backend: str | None = None  # of the last forward
-        self.add_to_recordable_attributes(list_of_names=["temperature"], is_stat=False)
 
     def compute_loss(
         self,
@@ -85,14 +86,18 @@ class NTXentLoss(BaseMetricLossFunction):
             raise ValueError("labels or indices_tuple must be given, got None for both")
         metric = _similarity_of(self.distance)
         if metric is None:
-            return self._by_peer(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+            name = type(self.distance).__name__
+            if name not in _announced:
+                _announced.add(name)
+                logger.warning("distance=%s runs in pytorch-metric-learning's own NTXentLoss", name)
+            self.used_backend = "pytorch-metric-learning"
+            return super().compute_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         cosine = metric == "cosine"
         if indices_tuple is None:
             pairs = positive_pairs(labels, ref_labels)
-            negatives = log_partition(
-                embeddings, [CandidateBlock(ref_emb, id=_ids(ref_labels))], anchor_id=_ids(labels), normalize=cosine,
-                temperature=self.temperature, backend=self.backend,
-            )  # fmt: skip
+            blocks, options = [CandidateBlock(ref_emb, id=_ids(ref_labels))], {"temperature": self.temperature}
+            options |= {"anchor_id": _ids(labels), "normalize": cosine, "backend": self.backend}
+            negatives = log_partition(embeddings, blocks, **options)
             self.used_backend = last_backend()
         else:
             *positives, a, n = convert_to_pairs(indices_tuple, labels, ref_labels)
@@ -105,18 +110,6 @@ class NTXentLoss(BaseMetricLossFunction):
         positive = pair_similarity(embeddings, ref_emb, pairs, normalize=cosine) / self.temperature
         losses = torch.logaddexp(negatives[pairs.anchor] - positive, positive.new_zeros(()))
         return {"loss": {"losses": losses, "indices": tuple(pairs), "reduction_type": "pos_pair"}}
-
-    def _by_peer(self, *arguments) -> dict[str, dict[str, Any]]:
-        name = type(self.distance).__name__
-        if name not in _announced:
-            _announced.add(name)
-            logger.warning("distance=%s runs in pytorch-metric-learning's own NTXentLoss: no fused sweep has it", name)
-        self.used_backend = "pytorch-metric-learning"
-        return peer.NTXentLoss(temperature=self.temperature, distance=self.distance).compute_loss(*arguments)
-
-    def get_default_distance(self) -> CosineSimilarity:
-        """Cosines, as the peer."""
-        return CosineSimilarity()
 
 
 class HardestNegativeMiner(BaseMiner):
@@ -167,10 +160,8 @@ class HardestNegativeMiner(BaseMiner):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The triplets."""
         metric = _similarity_of(self.distance, lengths=True)
-        found = topk(
-            embeddings, ref_emb, 1, query_id=_ids(labels), corpus_id=_ids(ref_labels), metric=metric,
-            backend=self.backend,
-        )  # fmt: skip
+        ids = {"query_id": _ids(labels), "corpus_id": _ids(ref_labels)}
+        found = topk(embeddings, ref_emb, 1, **ids, metric=metric, backend=self.backend)
         self.used_backend = last_backend()
         negative = found.indices[:, 0]
         pairs = positive_pairs(labels, ref_labels)
@@ -205,3 +196,55 @@ def _closeness(x: Tensor, y: Tensor, pairs: Pairs, metric: str) -> Tensor:
         return pair_similarity(x, y, pairs, normalize=metric == "cosine")
     parts = zip(*(index.split(2**15) for index in pairs))
     return torch.cat([-F.pairwise_distance(x[i].float(), y[j].float()) for i, j in parts] or [x.new_zeros(0)])
+
+
+class Pairs(NamedTuple):
+    """(P,) rows of anchors and (P,) rows of the other side, by anchor, then by the other."""
+
+    anchor: Tensor
+    other: Tensor
+
+
+def positive_pairs(labels: Tensor, ref_labels: Tensor) -> Pairs:
+    """All pairs of equal labels, in O(N + M + P); without (i, i) where `ref_labels` is `labels` itself."""
+    order = ref_labels.argsort(stable=True)
+    ranked = ref_labels[order].contiguous()
+    begin = torch.searchsorted(ranked, labels.contiguous())
+    count = torch.searchsorted(ranked, labels.contiguous(), right=True) - begin
+    anchor = torch.arange(len(labels), device=labels.device).repeat_interleave(count)
+    within = torch.arange(len(anchor), device=labels.device) - (count.cumsum(0) - count)[anchor]
+    other = order[begin[anchor] + within]
+    if ref_labels is labels:
+        apart = anchor != other
+        anchor, other = anchor[apart], other[apart]
+    return Pairs(anchor, other)
+
+
+def pair_similarity(x: Tensor, y: Tensor, pairs: Pairs, *, normalize: bool = True) -> Tensor:
+    """(P,) similarities of x_anchor and y_other; with many pairs their rows are copied again in the backward pass, so
+    that memory stays O(P + D)."""
+
+    def some(x: Tensor, y: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        return row_similarity(x.index_select(0, left), y.index_select(0, right), normalize)
+
+    if len(pairs.anchor) <= AT_ONCE:
+        return some(x, y, *pairs)
+    parts = zip(pairs.anchor.split(AT_ONCE), pairs.other.split(AT_ONCE))
+    return torch.cat([checkpoint(some, x, y, *part, use_reentrant=False) for part in parts])
+
+
+def log_sum_by_anchor(values: Tensor, anchor: Tensor, count: int) -> Tensor:
+    """(count,) log sum exp of the values of each anchor; -inf for an anchor without any."""
+    top = values.new_full((count,), -torch.inf).scatter_reduce(0, anchor, values.detach(), "amax")
+    total = values.new_zeros(count).index_add(0, anchor, (values - top[anchor]).exp())
+    empty = total == 0
+    return (total.masked_fill(empty, 1.0).log() + top).masked_fill(empty, -torch.inf)
+
+
+def least_by_anchor(values: Tensor, pairs: Pairs, count: int) -> tuple[Tensor, Tensor]:
+    """(count,) least value of each anchor and the other side's row, ties to the lowest; inf and -1 for none."""
+    least = values.new_full((count,), torch.inf).scatter_reduce(0, pairs.anchor, values, "amin")
+    last = torch.iinfo(torch.int64).max
+    row = torch.where(values == least[pairs.anchor], pairs.other, last)
+    row = torch.full((count,), last, device=values.device).scatter_reduce(0, pairs.anchor, row, "amin")
+    return least, row.masked_fill(row == last, -1)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..distributed import gather_equal_rows
 from ..losses.infonce import infonce_loss
 from ..ops import checks
 from ..ops.dispatch import last_backend
-from .gathering import gathered
 
 
 class ClipLoss(nn.Module):
@@ -22,7 +22,7 @@ class ClipLoss(nn.Module):
     against all, and the mean over the processes has the gradient of the whole batch. The others are kept as they are in
     open_clip: without `local_loss` every process computes all N^2 pairs; without `gather_with_grad` only own features
     have a gradient, which with all rows is the whole batch's divided by the number of processes, and with local rows
-    lacks what the other processes ask of them.
+    lacks the other processes' part.
 
     Args:
         local_loss:       own rows against all; False: all against all.
@@ -84,7 +84,7 @@ class ClipLoss(nn.Module):
         if self.world_size == 1:
             loss = infonce_loss(image_features, text_features, symmetric=True, **options)
         else:
-            images, texts = (self._everywhere(x) for x in (image_features, text_features))
+            images, texts = (self._gathered(x) for x in (image_features, text_features))
             if self.local_loss:
                 first = self.rank * len(image_features)
                 own = torch.arange(first, first + len(image_features), device=image_features.device)
@@ -98,12 +98,12 @@ class ClipLoss(nn.Module):
             loss = loss + 0.0 * logit_bias.sum()
         return {"contrastive_loss": loss} if output_dict else loss
 
-    def _everywhere(self, own: Tensor) -> Tensor:
-        """(W N, D) rows of all processes, with the gradient that the options say."""
+    def _gathered(self, own: Tensor) -> Tensor:
+        """(W N, D) rows of all processes, with the gradient by the options."""
         if self.gather_with_grad:
-            rows = gathered(own)
+            rows, _ = gather_equal_rows(own)
         else:
-            rows = gathered(own.detach())
+            rows, _ = gather_equal_rows(own.detach())
             if not self.local_loss:
                 begin, end = self.rank * len(own), (self.rank + 1) * len(own)
                 rows = torch.cat([rows[:begin], own, rows[end:]])

@@ -1,6 +1,4 @@
-"""Sums over candidates without a positive among them, and similarities row by row: what losses that are more than one
-sweep are made of.
-"""
+"""Sums over candidates without a positive among them, for losses of more than one sweep."""
 
 from __future__ import annotations
 
@@ -11,9 +9,8 @@ from torch import Tensor
 
 from ..losses.contrastive import CandidateBlock
 from ..losses.infonce import infonce_loss
-from ..reference import unit_rows
 
-# What a sum below this adds cannot be seen, and its logarithm has no gradient worth having.
+# A sum below this is lost beside any other term, and its logarithm has no usable gradient.
 _SMALLEST = 1e-37
 
 
@@ -32,17 +29,8 @@ def log_partition(
     """
     nothing = anchor.new_zeros(1, anchor.shape[1])
     column = torch.zeros(len(anchor), dtype=torch.int64, device=anchor.device)
-    one_more = infonce_loss(
-        anchor, nothing, column, negatives=list(blocks), temperature=temperature, anchor_id=anchor_id,
-        normalize=normalize, reduction="none", backend=backend,
-    )  # fmt: skip
+    options = {"temperature": temperature, "normalize": normalize, "reduction": "none", "backend": backend}
+    one_more = infonce_loss(anchor, nothing, column, negatives=list(blocks), anchor_id=anchor_id, **options)
     empty = one_more <= _SMALLEST  # not its opposite, which would hide a NaN
     one_more = one_more.masked_fill(empty, 1.0)
     return (one_more + torch.log(-torch.expm1(-one_more))).masked_fill(empty, -torch.inf)
-
-
-def row_similarity(x: Tensor, y: Tensor, *, normalize: bool = True) -> Tensor:
-    """(N,) cosines of row i of x with row i of y, or dot products, in at least float32."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    x, y = x.to(dtype), y.to(dtype)
-    return (unit_rows(x) * unit_rows(y)).sum(1) if normalize else (x * y).sum(1)

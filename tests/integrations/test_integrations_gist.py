@@ -10,7 +10,6 @@ from test_integrations_multiple_negatives import assert_same_in_model, batches, 
 from tiny_encoder import write_tiny_encoder
 
 from fastcse.integrations.sentence_transformers import gist as ours
-from fastcse.integrations.sentence_transformers import guided
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +66,8 @@ def test_embeddings(encoder, guide, options, count, chunk, monkeypatch):
     options = {"temperature": 0.1, **options}
     leaves, guides = columns(count, rows=9, dtype=torch.float64), columns(count, rows=9, width=7, dtype=torch.float64)
     blocks = count - 1 + options["contrast_anchors"] + options["contrast_positives"]
-    monkeypatch.setattr(guided, "LOGITS", chunk * 9 * blocks)
-    monkeypatch.setattr(guided, "FEWEST", 1)
+    monkeypatch.setattr(ours, "LOGITS", chunk * 9 * blocks)
+    monkeypatch.setattr(ours, "FEWEST", 1)
     loss = ours.GISTEmbedLoss(encoder, guide, **options)
     got = loss.compute_loss_from_embeddings(leaves, guides)
     expected = by_hand(leaves, guides, options)
@@ -158,7 +157,7 @@ def test_wrong_options_are_named(encoder, guide):
     for options, word in [({"temperature": 0}, "temperature"), ({"margin_strategy": "half"}, "margin_strategy")]:
         with pytest.raises(ValueError, match=word):
             ours.GISTEmbedLoss(encoder, guide, **options)
-    with pytest.raises(ValueError, match="guide must have a tokenizer"):
+    with pytest.raises(ValueError, match="guiding model must have a tokenizer"):
         ours.GISTEmbedLoss(encoder, torch.nn.Linear(1, 1))
     with pytest.raises(ValueError, match="got 1 and 1"):
         ours.GISTEmbedLoss(encoder, guide).compute_loss_from_embeddings(columns(1), columns(1))

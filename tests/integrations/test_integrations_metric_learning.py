@@ -10,7 +10,6 @@ pml = pytest.importorskip("pytorch_metric_learning", reason="pytorch-metric-lear
 from pytorch_metric_learning import distances, losses, miners, reducers, regularizers  # noqa: E402
 
 import fastcse  # noqa: E402
-from fastcse.integrations import label_pairs  # noqa: E402
 from fastcse.integrations import metric_learning as ours  # noqa: E402
 
 LABELS = {
@@ -43,7 +42,7 @@ def compare(mine, theirs, leaves, *arguments, **options):
 @pytest.mark.parametrize("temperature", [0.07, 1.0])
 @every_label
 def test_all_pairs_of_the_labels(labels, temperature, dtype, at_once, monkeypatch):
-    monkeypatch.setattr(label_pairs, "AT_ONCE", at_once)
+    monkeypatch.setattr(ours, "AT_ONCE", at_once)
     mine = ours.NTXentLoss(temperature)
     compare(mine, losses.NTXentLoss(temperature), [leaf(dtype=dtype)], labels)
     assert mine.used_backend == ("reference" if dtype == torch.float64 else "cpp") == fastcse.last_backend()

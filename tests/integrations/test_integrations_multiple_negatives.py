@@ -218,9 +218,9 @@ def test_what_the_model_card_reads(encoder):
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        ({"scale": 0.0}, "scale"),
-        ({"scale": float("nan")}, "scale"),
-        ({"directions": ()}, "query_to_doc"),
+        ({"scale": 0.0}, "(?i)scale"),
+        ({"scale": float("nan")}, "(?i)scale"),
+        ({"directions": ()}, "direction"),
         ({"directions": (D2Q,)}, "query_to_doc"),
         ({"directions": (Q2D, "doc")}, "directions"),
         ({"partition_mode": "each"}, "partition_mode"),

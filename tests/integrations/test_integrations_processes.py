@@ -11,7 +11,7 @@ from sentence_transformers.sentence_transformer import losses as peer
 from test_integrations_gist import by_hand as gist_by_hand
 from torch import distributed as dist
 
-from fastcse.integrations.gathering import first_row, gathered
+from fastcse.distributed import gather_equal_rows
 from fastcse.integrations.open_clip import ClipLoss
 from fastcse.integrations.sentence_transformers import gist, multiple_negatives
 
@@ -72,9 +72,9 @@ def process(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=RANKS)
     own = torch.full((2, 3), float(rank), requires_grad=True)
-    everyone = gathered(own)
+    everyone, first = gather_equal_rows(own)
     (everyone * torch.arange(12.0).reshape(4, 3)).sum().backward()
-    seen = {"outcomes": outcomes(rank), "rows": everyone.detach(), "first": first_row(own), "grad": own.grad,
+    seen = {"outcomes": outcomes(rank), "rows": everyone.detach(), "first": first, "grad": own.grad,
             "type": type(everyone).__name__}  # fmt: skip
     torch.save(seen, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()

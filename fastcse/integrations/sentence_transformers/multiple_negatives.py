@@ -1,24 +1,28 @@
-"""sentence-transformers' MultipleNegativesRankingLoss and its gradient-cached twin, over fastcse's sweeps."""
+"""sentence-transformers' MultipleNegativesRankingLoss and its gradient-cached twin, over fastcse's sweeps.
+
+Every term is a column of (N,): log sum exp(x_ij - x_i,positive) over one set of columns, and the loss of a row is the
+logsumexp of its terms, or with a softmax of its own for each direction their mean.
+"""
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.losses import CachedLossMixin
-from sentence_transformers.base.losses.merged_forward import embed_columns
 from sentence_transformers.sentence_transformer import losses as peer
 from sentence_transformers.util import cos_sim, dot_score, similarity_fct_name
-from torch import Tensor, nn
+from torch import Tensor
 
+from ...distributed import gather_equal_rows
+from ...losses.contrastive import CandidateBlock
+from ...losses.infonce import infonce_loss
+from ...ops import checks
 from ...ops.dispatch import last_backend
-from .. import citations
-from ..gathering import first_row, gathered
-from .ranking import Columns, Ranking, ranking_loss
-from .ranking_options import DIRECTIONS, check_pieces, check_ranking
+from ...reference import row_similarity
+from ..partition import log_partition
 
 logger = logging.getLogger(__name__)
 
@@ -27,20 +31,20 @@ FUSED = {cos_sim: True, dot_score: False}
 _announced: set[str] = set()
 
 
-class MultipleNegativesRankingLoss(nn.Module):
+class MultipleNegativesRankingLoss(peer.MultipleNegativesRankingLoss):
     r"""sentence-transformers' loss of the same name and arguments, without the (N, M) similarities in memory.
 
     With s_ij the similarity of query i and document j, over all positives and hard negatives of the batch:
 
         loss_i = log sum_j exp(scale s_ij) - scale s_ii
 
-    the mean over i; what else stands under the logarithm is said by `directions`. One sweep does the default,
-    "query_to_query", and the symmetric loss (both directions, "per_direction") on one process. Other documents'
-    directions, and the hardness weighting, take two or three sweeps and the extra time of a backward pass that visits
-    the pairs again; the result is the same.
+    the mean over i; `directions` adds terms under the logarithm. One sweep does the default, "query_to_query", and the
+    symmetric loss (both directions, "per_direction") on one process. Other documents' directions, and the hardness
+    weighting, take two or three sweeps and a backward pass that computes the similarities again; the result is the
+    same.
 
     Args:
-        model:          the encoder; the embeddings come from it at each call.
+        model:          the encoder; the embeddings are computed by it at each call.
         scale:          > 0, the inverse of the temperature.
         similarity_fct: `cos_sim` or `dot_score`. Any other runs in sentence-transformers' own class, with its memory;
                         that is logged once, and `used_backend` is "sentence-transformers".
@@ -53,7 +57,7 @@ class MultipleNegativesRankingLoss(nn.Module):
         backend:        "triton" | "cpp" | "reference"; None lets fastcse choose. `used_backend` is the last one's name.
 
     Raises:
-        ValueError: an argument is none of its values, or fewer than two columns come.
+        ValueError: an argument is none of its values, or fewer than two columns are given.
 
     Numerics: as `infonce_loss`: float32 sums whatever the embeddings are, float64 in plain torch.
 
@@ -65,93 +69,51 @@ class MultipleNegativesRankingLoss(nn.Module):
         >>> SentenceTransformerTrainer(model=model, train_dataset=pairs, loss=loss).train()      # doctest: +SKIP
     """
 
-    def __init__(
-        self,
-        model: SentenceTransformer,
-        scale: float = 20.0,
-        similarity_fct: Callable[[Tensor, Tensor], Tensor] = cos_sim,
-        gather_across_devices: bool = False,
-        directions: tuple[str, ...] = ("query_to_doc",),
-        partition_mode: str = "joint",
-        hardness_mode: str | None = None,
-        hardness_strength: float = 0.0,
-        *,
-        backend: str | None = None,
-    ):
-        super().__init__()
-        check_ranking(scale, directions, partition_mode, hardness_mode, hardness_strength)
-        self.model, self.scale, self.similarity_fct = model, scale, similarity_fct
-        self.gather_across_devices = gather_across_devices
-        self.directions, self.partition_mode = tuple(directions), partition_mode
-        self.hardness_mode, self.hardness_strength = hardness_mode, hardness_strength
+    def __init__(self, *arguments: Any, backend: str | None = None, **options: Any):
+        super().__init__(*arguments, **options)
+        checks.check_above_zero("scale", self.scale)
+        checks.check_finite("hardness_strength", self.hardness_strength)
         self.backend = backend
         self.used_backend: str | None = None  # of the last forward
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> Tensor:
         """The loss of a batch; `sentence_features` holds one tokenized batch per column, `labels` are not read."""
-        return self.compute_loss_from_embeddings(embed_columns(self.model, sentence_features), labels)
+        return super().forward(sentence_features, labels)
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None) -> Tensor:
         """The loss of columns that are already embedded: [(N, D) query, (N, D) positive, (N, D) negative ...]."""
         if len(embeddings) < 2:
             raise ValueError(f"expected at least 2 columns of embeddings, query and positive, got {len(embeddings)}")
         if self.similarity_fct not in FUSED:
-            return self._by_peer(embeddings)
-        query, *documents = embeddings
-        everywhere = [gathered(x) for x in embeddings] if self.gather_across_devices else embeddings
-        first = first_row(query) if self.gather_across_devices else 0
-        columns = Columns(query, documents[0], everywhere[0], everywhere[1:], first)
-        loss = ranking_loss(columns, self._ranking())
+            name = similarity_fct_name(self.similarity_fct)
+            if name not in _announced:
+                _announced.add(name)
+                logger.warning("similarity_fct=%s runs in sentence-transformers' own loss: no fused sweep has it", name)
+            self.used_backend = "sentence-transformers"
+            return super().compute_loss_from_embeddings(embeddings, labels)
+        everyone, first = list(embeddings), 0
+        if self.gather_across_devices:
+            everyone, (first, *_) = zip(*map(gather_equal_rows, embeddings))
+        columns = Columns(embeddings[0], embeddings[1], everyone[0], list(everyone[1:]), first)
+        ranking = Ranking(
+            self.scale,
+            FUSED[self.similarity_fct],
+            frozenset(self.directions),
+            self.partition_mode == "joint",
+            self.hardness_mode,
+            0.0 if self.hardness_mode is None else self.hardness_strength,
+            self.backend,
+        )
+        loss = ranking_loss(columns, ranking)
         self.used_backend = last_backend()
         return loss
 
-    def _ranking(self) -> Ranking:
-        return Ranking(
-            self.scale, FUSED[self.similarity_fct], frozenset(self.directions), self.partition_mode == "joint",
-            self.hardness_mode, 0.0 if self.hardness_mode is None else self.hardness_strength, self.backend,
-        )  # fmt: skip
-
-    def _by_peer(self, embeddings: list[Tensor]) -> Tensor:
-        name = similarity_fct_name(self.similarity_fct)
-        if name not in _announced:
-            _announced.add(name)
-            logger.warning("similarity_fct=%s runs in sentence-transformers' own loss: no fused sweep has it", name)
-        self.used_backend = "sentence-transformers"
-        # Embeddings are all that is asked of it: without the model it cannot keep one that was replaced.
-        loss = peer.MultipleNegativesRankingLoss(None, **{**self._arguments(), "similarity_fct": self.similarity_fct})
-        return loss.compute_loss_from_embeddings(embeddings, None)
-
-    def _arguments(self) -> dict[str, Any]:
-        return {
-            "scale": self.scale,
-            "similarity_fct": similarity_fct_name(self.similarity_fct),
-            "gather_across_devices": self.gather_across_devices,
-            "directions": self.directions,
-            "partition_mode": self.partition_mode,
-            "hardness_mode": self.hardness_mode,
-            "hardness_strength": self.hardness_strength,
-        }
-
     def get_config_dict(self) -> dict[str, Any]:
-        """What the model card writes about this loss."""
-        return {**self._arguments(), "backend": self.backend}
-
-    @property
-    def temperature(self) -> float:
-        """1 / scale."""
-        return 1.0 / self.scale
-
-    @property
-    def citation(self) -> str:
-        """BibTeX of the objective that the options make."""
-        if set(self.directions) == set(DIRECTIONS) and self.partition_mode == "joint":
-            return citations.GTE
-        if set(self.directions) == {"query_to_doc", "doc_to_query"} and self.partition_mode == "per_direction":
-            return citations.JINA
-        return citations.INFONCE
+        """The options, for the model card."""
+        return {**super().get_config_dict(), "backend": self.backend}
 
 
-class CachedMultipleNegativesRankingLoss(CachedLossMixin, MultipleNegativesRankingLoss):
+class CachedMultipleNegativesRankingLoss(peer.CachedMultipleNegativesRankingLoss):
     r"""`MultipleNegativesRankingLoss` over batches whose activations do not fit in memory (GradCache).
 
     The batch is embedded in pieces without gradients, the loss and its gradients by all embeddings are computed at
@@ -162,11 +124,11 @@ class CachedMultipleNegativesRankingLoss(CachedLossMixin, MultipleNegativesRanki
         mini_batch_size:       sentences in a piece.
         mini_batch_num_tokens: if given, tokens in a piece, instead of a number of sentences.
         show_progress_bar:     one bar for each column.
-        All others are those of `MultipleNegativesRankingLoss`. A `similarity_fct` that runs in sentence-transformers'
-        own class holds whole matrices, unlike its cached class.
+        All others are those of `MultipleNegativesRankingLoss`, in the order of sentence-transformers' class. A
+        `similarity_fct` that runs in sentence-transformers' own class holds whole matrices, unlike its cached class.
 
     Raises:
-        ValueError: as there; or the model is a StaticEmbedding, whose input has no pieces; or one column comes.
+        ValueError: as there; or the model is a StaticEmbedding, whose input has no pieces; or one column is given.
 
     Numerics: the gradient is the one of the plain loss, dropout masks included.
 
@@ -176,53 +138,153 @@ class CachedMultipleNegativesRankingLoss(CachedLossMixin, MultipleNegativesRanki
         >>> loss = CachedMultipleNegativesRankingLoss(model, mini_batch_size=64)                 # doctest: +SKIP
     """
 
-    def __init__(
-        self,
-        model: SentenceTransformer,
-        scale: float = 20.0,
-        similarity_fct: Callable[[Tensor, Tensor], Tensor] = cos_sim,
-        mini_batch_size: int = 32,
-        mini_batch_num_tokens: int | None = None,
-        gather_across_devices: bool = False,
-        directions: tuple[str, ...] = ("query_to_doc",),
-        partition_mode: str = "joint",
-        show_progress_bar: bool = False,
-        hardness_mode: str | None = None,
-        hardness_strength: float = 0.0,
-        *,
-        backend: str | None = None,
-    ):
-        super().__init__(
-            model, scale, similarity_fct, gather_across_devices, directions, partition_mode, hardness_mode,
-            hardness_strength, backend=backend,
-        )  # fmt: skip
-        check_pieces(model, mini_batch_size, mini_batch_num_tokens)
-        self.mini_batch_size, self.mini_batch_num_tokens = mini_batch_size, mini_batch_num_tokens
-        self.show_progress_bar = show_progress_bar
+    def __init__(self, *arguments: Any, backend: str | None = None, **options: Any):
+        super().__init__(*arguments, **options)
+        checks.check_count("mini_batch_size", self.mini_batch_size)
+        shared = inspect.signature(peer.MultipleNegativesRankingLoss).parameters
+        self.loss = MultipleNegativesRankingLoss(**{name: getattr(self, name) for name in shared}, backend=backend)
+
+    @property
+    def used_backend(self) -> str | None:
+        """The backend of the last forward."""
+        return self.loss.used_backend
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> Tensor:
         """The loss of a batch; its gradient runs through the pieces when `backward` is called."""
-        columns = list(sentence_features)
-        if len(columns) < 2:
-            raise ValueError(f"expected at least 2 columns, query and positive, got {len(columns)}")
-        return self.forward_cached(columns, labels)
+        return super().forward(sentence_features, labels)
 
     def calculate_loss(
         self, reps: list[list[Tensor]], labels: Tensor | None = None, *, with_backward: bool = False
     ) -> Tensor:
         """The loss of columns in pieces; with `with_backward` the pieces receive their gradients."""
-        loss = self.compute_loss_from_embeddings([torch.cat(pieces) for pieces in reps], labels)
+        loss = self.loss.compute_loss_from_embeddings([torch.cat(pieces) for pieces in reps], labels)
         if with_backward:
             loss.backward()
             loss = loss.detach()
         return loss
 
     def get_config_dict(self) -> dict[str, Any]:
-        """What the model card writes about this loss."""
-        pieces = {"mini_batch_size": self.mini_batch_size, "mini_batch_num_tokens": self.mini_batch_num_tokens}
-        return {**super().get_config_dict(), **pieces}
+        """The options, for the model card."""
+        return {**super().get_config_dict(), "backend": self.loss.backend}
+
+
+class Ranking(NamedTuple):
+    """The options of a ranking loss. `hardness` is the strength, 0 for none, of the penalty on `penalised`."""
+
+    scale: float
+    normalize: bool
+    directions: frozenset[str]
+    joint: bool
+    penalised: str | None
+    hardness: float
+    backend: str | None
+
+    def rows(self, anchor: Tensor, candidate: Tensor, positive: Tensor | None, reduction: str = "none", **more):
+        """InfoNCE at this temperature."""
+        more |= {"temperature": 1 / self.scale, "normalize": self.normalize, "backend": self.backend}
+        return infonce_loss(anchor, candidate, positive, reduction=reduction, **more)
+
+    def log_sum(self, anchor: Tensor, blocks: list[CandidateBlock], own: Tensor, scale: float) -> Tensor:
+        """(N,) log sum exp(scale s_ij) over the blocks; rows of the same number are left out where blocks have ids."""
+        ids = own if any(b.id is not None for b in blocks) else None
+        return log_partition(
+            anchor, blocks, temperature=1 / scale, anchor_id=ids, normalize=self.normalize, backend=self.backend
+        )
+
+
+class Columns(NamedTuple):
+    """This process's (N, D) queries and positives, and the (M, D) of all processes, where its own start at `first`.
+    `documents[0]` holds the positives.
+    """
+
+    query: Tensor
+    document: Tensor
+    queries: Tensor
+    documents: list[Tensor]
+    first: int
 
     @property
-    def citation(self) -> str:
-        """BibTeX of GradCache."""
-        return citations.GRADCACHE
+    def own(self) -> Tensor:
+        """(N,) numbers of the own rows among all."""
+        return torch.arange(self.first, self.first + len(self.query), device=self.query.device)
+
+    @property
+    def positive(self) -> Tensor | None:
+        """`own`, or None where it is what a loss assumes."""
+        return None if len(self.queries) == len(self.query) else self.own
+
+    @property
+    def every(self) -> Tensor:
+        """(M,) numbers of all rows."""
+        return torch.arange(len(self.queries), device=self.query.device)
+
+    def others(self, columns: list[Tensor]) -> list[CandidateBlock]:
+        """Blocks whose own rows are masked: row i has id i."""
+        return [CandidateBlock(rows, id=self.every) for rows in columns]
+
+
+def ranking_loss(c: Columns, r: Ranking) -> Tensor:
+    """Scalar: the mean over the rows."""
+    to_documents_only = not r.directions & {"doc_to_query", "doc_to_doc"}
+    alone = len(c.queries) == len(c.query)
+    if not r.hardness and (to_documents_only or (not r.joint and alone)):
+        return _query_rows(c, r, c.documents[1:], "mean", symmetric=not to_documents_only)
+    terms = _query_terms(c, r)
+    if r.joint:
+        terms += _document_terms(c, r)
+        return torch.stack(terms).logsumexp(0).mean()
+    rows = torch.stack(terms).logsumexp(0)
+    if not to_documents_only:
+        rows = (rows + r.rows(c.document, c.queries, c.positive)) / 2
+    return rows.mean()
+
+
+def _query_rows(c: Columns, r: Ranking, hard: list, reduction: str = "none", symmetric: bool = False) -> Tensor:
+    """Each query and its positive among all positives, the blocks in `hard` and, by `directions`, the queries."""
+    blocks = [b if isinstance(b, CandidateBlock) else CandidateBlock(b) for b in hard]
+    if "query_to_query" in r.directions:
+        blocks += c.others([c.queries])
+    ids = c.own if any(b.id is not None for b in blocks) else None
+    return r.rows(
+        c.query, c.documents[0], c.positive, reduction, negatives=blocks or None, anchor_id=ids, symmetric=symmetric
+    )
+
+
+def _query_terms(c: Columns, r: Ranking) -> list[Tensor]:
+    hard = c.documents[1:]
+    if not r.hardness or (r.penalised == "hard_negatives" and not hard):
+        return [_query_rows(c, r, hard)]
+    positive = r.scale * row_similarity(c.query, c.document, r.normalize)
+    own = [row_similarity(c.query, n[c.first : c.first + len(c.query)], r.normalize) for n in hard]
+    if r.penalised == "hard_negatives":
+        # A row's own hard negatives are N numbers a column: left out of the sweep, and added with their penalty.
+        penalised = [r.scale * s + r.hardness * s.detach() - positive for s in own]
+        return [_query_rows(c, r, c.others(hard)), *penalised]
+    everyone = r.penalised == "all_negatives"
+    blocks = c.others(c.documents[:1]) + ([CandidateBlock(n) for n in hard] if everyone else c.others(hard))
+    terms = [torch.zeros_like(positive), _penalised(c, r, blocks) - positive]
+    if not everyone:
+        terms += [r.scale * s - positive for s in own]
+    if "query_to_query" in r.directions:
+        terms.append(r.log_sum(c.query, c.others([c.queries]), c.own, r.scale) - positive)
+    return terms
+
+
+def _penalised(c: Columns, r: Ranking, blocks: list[CandidateBlock]) -> Tensor:
+    """log sum exp(scale s + hardness s), where s of the second summand has no gradient."""
+    total = r.log_sum(c.query, blocks, c.own, r.scale + r.hardness)
+    # Every column has the same factor, so a constant share of the whole gradient is the penalty's.
+    share = r.scale / (r.scale + r.hardness)
+    return share * total + (1 - share) * total.detach()
+
+
+def _document_terms(c: Columns, r: Ranking) -> list[Tensor]:
+    others = c.others(c.documents) if "doc_to_doc" in r.directions else []
+    if "doc_to_query" in r.directions:
+        # Measured from the same positive, so that the terms of both sides can be added. It is counted on either side.
+        ids = c.own if others else None
+        return [r.rows(c.document, c.queries, c.positive, negatives=others or None, anchor_id=ids)]
+    if not others:
+        return []
+    positive = r.scale * row_similarity(c.query, c.document, r.normalize)
+    return [r.log_sum(c.document, others, c.own, r.scale) - positive]
