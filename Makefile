@@ -56,7 +56,7 @@ baseline: $(STAMP) ## save the ratios of this kind of machine, for `make bench` 
 	$(BIN)/python -m benchmarks.gate --file build/bench.json --save
 
 # One forward and backward of 8192 rows takes seconds, and InfoNCE has nine providers or more: three rounds of it.
-loss: $(STAMP) ## losses beside every installed peer: time, memory, accuracy, as JSON, CSV and PNG (20 minutes)
+loss: $(STAMP) ## losses beside every installed peer: time, memory, accuracy, as JSON and PNG (20 minutes)
 	$(TABLE) --loss infonce --n 512,2048,8192 --repeat 3 $(call files,loss_infonce_cpu)
 	$(TABLE) --loss focal --n 512,2048,8192 --repeat 9 $(call files,loss_focal_cpu)
 	$(TABLE) --loss symmetric --n 2048 $(call files,loss_symmetric_cpu)
@@ -64,20 +64,20 @@ loss: $(STAMP) ## losses beside every installed peer: time, memory, accuracy, as
 		--peers "F.linear_cross_entropy,sentence-transformers,sentence-transformers cached" \
 		--output benchmarks/results/accuracy_cpu.json
 TABLE := $(BIN)/fastcse bench loss --device cpu --d 768
-files = --output benchmarks/results/$(1).json --csv benchmarks/results/$(1).csv --plot benchmarks/results/$(1).png
+files = --output benchmarks/results/$(1).json --plot benchmarks/results/$(1).png
 
-topk: $(STAMP) ## exact top-k and the miner beside every installed peer, as JSON, CSV and PNG
+topk: $(STAMP) ## exact top-k and the miner beside every installed peer, as JSON and PNG
 	$(BIN)/fastcse bench topk --device cpu --n 10000 --m 200000 --d 384 --k 32 $(call files,topk_cpu)
 	$(BIN)/fastcse bench mining --n 20000 --output benchmarks/results/mining_cpu.json
 
-rows: $(STAMP) ## row-wise operations beside one copy of the same bytes, as JSON, CSV and PNG
+rows: $(STAMP) ## row-wise operations beside one copy of the same bytes, as JSON and PNG
 	$(BIN)/fastcse bench rows --device cpu --n 65536 --d 768 --op quadruplet,normalize,adversarial $(call files,rows_cpu)
 
-kmeans: $(STAMP) ## k-means over all points beside every installed peer, as JSON, CSV and PNG
+kmeans: $(STAMP) ## k-means over all points beside every installed peer, as JSON and PNG
 	$(BIN)/fastcse bench kmeans --device cpu --n 100000 --k 1024 --d 384,768 --repeat 3 $(call files,kmeans_cpu)
 
 # A step of 8192 pairs takes minutes.
-train-bench: $(STAMP) ## one training step beside sentence-transformers', whole and its loss stage, as JSON, CSV and PNG
+train-bench: $(STAMP) ## one training step beside sentence-transformers', whole and its loss stage, as JSON and PNG
 	$(BIN)/fastcse bench train --device cpu --stage loss --steps 9 --output benchmarks/results/train_loss_cpu.json
 	$(BIN)/fastcse bench train --device cpu --steps 3 $(call files,train_cpu)
 

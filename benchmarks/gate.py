@@ -22,11 +22,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from fastcse.bench.machine import machine
+from fastcse.bench.benchmarks import benchmark_of, case_of
+from fastcse.bench.case import Case, WrongAnswer
+from fastcse.bench.environment import environment
+from fastcse.bench.loss import LossCase
 from fastcse.bench.measure import measure, rounds
-from fastcse.bench.nearest.problem import TopkProblem
-from fastcse.bench.problem import LossProblem
-from fastcse.bench.subject import WrongAnswer
+from fastcse.bench.topk_search import TopkCase
 
 BASELINES = Path(__file__).parent / "baselines"
 DEFAULT_FILE = Path("build") / "bench.json"
@@ -35,8 +36,7 @@ WORSE = 0.15
 RETRY = 11
 SAVE = "make baseline"
 # Whom fastcse is held against, beside the bare products: what one would use without it.
-BESIDE = {LossProblem: "eager", TopkProblem: "FAISS flat"}
-Problem = LossProblem | TopkProblem
+BESIDE = {LossCase: "eager", TopkCase: "FAISS flat"}
 
 
 class Unreadable(Exception):
@@ -46,14 +46,14 @@ class Unreadable(Exception):
 class Reading(NamedTuple):
     """One problem of a run."""
 
-    problem: Problem
+    problem: Case
     ratios: dict[str, float]
 
 
 class Verdict(NamedTuple):
     """One ratio beside its baseline."""
 
-    problem: Problem
+    problem: Case
     ratio: str
     now: float
     baseline: float | None
@@ -100,9 +100,8 @@ def _read_json(path: Path, otherwise: str) -> dict[str, Any]:
     return document
 
 
-def _problem(labels: dict[str, Any]) -> Problem:
-    kind = TopkProblem if labels.get("operation") == "topk" else LossProblem
-    return kind(**{name: labels[name] for name in kind.__dataclass_fields__ if name != "backend"})
+def _problem(labels: dict[str, Any]) -> Case:
+    return case_of(labels)
 
 
 def _ratios(result: dict[str, Any]) -> dict[str, float]:
@@ -153,7 +152,7 @@ def save(facts: dict[str, Any], readings: list[Reading], folder: Path) -> Path:
 
 
 def judge(
-    readings: list[Reading], baseline: dict[str, Any], again: Callable[[Problem], dict[str, float]] | None
+    readings: list[Reading], baseline: dict[str, Any], again: Callable[[Case], dict[str, float]] | None
 ) -> list[Verdict]:
     """Every ratio; `again` measures a problem once more where one of its ratios is worse."""
     verdicts = []
@@ -171,13 +170,14 @@ def _is_here(kind: str, device: str) -> bool:
     """Whether a problem of that run can be measured again where this program runs."""
     if device != "cpu" and not torch.cuda.is_available():
         return False
-    return kind_of_machine(machine(device)) == kind
+    return kind_of_machine(environment(device)) == kind
 
 
-def measure_again(problem: Problem) -> dict[str, float]:
+def measure_again(problem: Case) -> dict[str, float]:
     """The ratios of one problem, with more rounds."""
     beside = BESIDE[type(problem)]
-    result = measure(problem, ["fastcse", beside], repeat=rounds(problem, RETRY), memory=False)
+    providers = benchmark_of(problem.labels()).providers
+    result = measure(problem, [providers["fastcse"], providers[beside]], repeat=rounds(problem, RETRY), memory=False)
     ours = result.row("fastcse")
     return _ratios_of(ours.to_products, ours.ms, result.row(beside).ms, beside)
 

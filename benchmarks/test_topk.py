@@ -10,50 +10,47 @@ from statistics import median
 import pytest
 
 from benchmarks.gate import BESIDE
-from fastcse.bench.data import make_rows
-from fastcse.bench.machine import machine
+from fastcse.bench.environment import environment
 from fastcse.bench.measure import rounds
-from fastcse.bench.nearest.problem import TopkProblem
-from fastcse.bench.nearest.subject import LARGEST_VALUE_ERROR, SEARCHERS, bare_product
-from fastcse.bench.nearest.truth import exact, misses
-from fastcse.bench.runs import LIMIT
-from fastcse.bench.turns import on_cpu
+from fastcse.bench.timing import on_cpu
+from fastcse.bench.topk_providers import PROVIDERS
+from fastcse.bench.topk_search import TopkCase
 
-PROBLEMS = [TopkProblem(2000, 50_000, 384, k) for k in (10, 100)] + [TopkProblem(2000, 50_000, 384, 32, metric="l2")]
-PEER = BESIDE[TopkProblem]
+PROBLEMS = [TopkCase(2000, 50_000, 384, k) for k in (10, 100)] + [TopkCase(2000, 50_000, 384, 32, metric="l2")]
+PEER = BESIDE[TopkCase]
 REPEAT = 5
 
 
 @pytest.fixture(scope="module")
 def facts():
-    return machine("cpu")
+    return environment("cpu")
 
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: f"{p.metric}-{p.m}-{p.k}")
 def test_topk(benchmark, problem, facts):
-    if (absent := SEARCHERS[PEER].missing()) is not None:
+    if (absent := PROVIDERS[PEER].missing()) is not None:
         pytest.skip(absent)
-    rows = make_rows(problem)
-    ours, faiss = (SEARCHERS[name].search(problem, None, *rows) for name in ("fastcse", PEER))
-    missed = misses(*ours(), exact(problem, *rows), SEARCHERS["fastcse"].ties(problem))
-    assert missed.recall_tied == 1, "fastcse missed a nearest row: nothing is timed"
-    assert missed.value_error <= LARGEST_VALUE_ERROR, "fastcse's values are wrong: nothing is timed"
+    rows, row = problem.inputs(), problem.row("fastcse")
+    ours, faiss = (problem.call(PROVIDERS[name], None, rows) for name in ("fastcse", PEER))
+    problem.score(row, PROVIDERS["fastcse"], ours(), problem.exact(*rows))
+    assert problem.fault(row, None) is None, "fastcse's answer is wrong: nothing is timed"
 
-    others = {LIMIT: partial(bare_product(problem), *rows), PEER: faiss}
+    limit = problem.lower_bound_name
+    others = {limit: partial(problem.lower_bound(), *rows), PEER: faiss}
     seconds = {name: [] for name in others}
 
     def others_first():
         for name, run in others.items():
             seconds[name].append(on_cpu(run))
 
-    others[LIMIT]()
+    others[limit]()
     benchmark.group = f"topk, {problem.size}"
     benchmark.pedantic(ours, setup=others_first, rounds=rounds(problem, REPEAT), iterations=1)
     if benchmark.disabled:
         return
-    limit, theirs = (median(seconds[name]) for name in (LIMIT, PEER))
+    products, theirs = (median(seconds[name]) for name in (limit, PEER))
     fused = benchmark.stats.stats.median
     benchmark.extra_info.update(
-        problem=problem.labels(), machine=facts, products_ms=1e3 * limit, faiss_ms=1e3 * theirs,
-        ratios={"fastcse/products": fused / limit, f"fastcse/{PEER}": fused / theirs},
+        problem=problem.labels(), machine=facts, products_ms=1e3 * products, faiss_ms=1e3 * theirs,
+        ratios={"fastcse/products": fused / products, f"fastcse/{PEER}": fused / theirs},
     )  # fmt: skip

@@ -150,9 +150,9 @@ FAULTS = [Fault(*row) for row in (
     ("cli-exit-code", "raise typer.Exit(2) from None", "raise typer.Exit(0) from None", "test_cli"),
     ("files-not-atomic", "os.fsync(file.fileno())\n        os.replace(part, path)",
      "os.fsync(file.fileno())\n        path.write_bytes(part.read_bytes())", "test_files"),
-    ("bench-order", "names if round_ % 2 == 0 else reversed(names)", "names", "test_bench"),
+    ("bench-order", "runs if round_ % 2 == 0 else reversed(runs)", "runs", "test_bench"),
     ("bench-symmetric-half", "a.grad, c.grad = a.grad / 2, c.grad / 2", "pass", "test_bench"),
-    ("bench-memory", "(taken - handed_back) / MIB", "taken / MIB", "test_bench"),
+    ("bench-memory", "(taken - outputs) / MIB", "taken / MIB", "test_bench"),
 )]
 # fmt: on
 

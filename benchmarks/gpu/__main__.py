@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from fastcse.bench.machine import commit, machine
+from fastcse.bench.environment import commit, environment
 
 from .runner import ROOT, Lane, Step, digest
 from .stages import STAGES, steps
@@ -34,7 +34,7 @@ def main() -> int:
     if arguments.wheels:
         _install(arguments.wheels)
     device = "cpu" if arguments.dry else "cuda"
-    facts = machine(device) | {"commit": arguments.commit}
+    facts = environment(device) | {"commit": arguments.commit}
     name = "dry" if arguments.dry else facts["capability"]
     usual = ROOT / "build" / "gpu-dry" if arguments.dry else ROOT / "benchmarks" / "results" / "gpu" / name
     output = (arguments.output or usual).resolve()

@@ -13,13 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fastcse
-from fastcse.bench.loss import Row
-from fastcse.bench.machine import machine
-from fastcse.bench.output import Files
-from fastcse.bench.peak import MIB, weigher
-from fastcse.bench.problem import LossProblem, plain_logits
-from fastcse.bench.subject import Result
-from fastcse.bench.turns import clock
+from fastcse.bench.case import Result
+from fastcse.bench.environment import environment
+from fastcse.bench.loss import LossCase, LossMeasurement, plain_logits
+from fastcse.bench.memory import MIB, peak_memory
+from fastcse.bench.output import Document, write_results
+from fastcse.bench.timing import clock
 
 from .workload import call, parser, rows_of
 
@@ -27,38 +26,39 @@ SAMPLED = 32
 STEPS = 3
 
 
-def sampled_error(problem: LossProblem, anchor: Tensor, candidate: Tensor) -> float:
+def sampled_error(case: LossCase, anchor: Tensor, candidate: Tensor) -> float:
     """Relative error of some anchors' gradients: each needs its own row of similarities only."""
-    index = torch.linspace(0, problem.n - 1, min(SAMPLED, problem.n), device=anchor.device).long()
+    index = torch.linspace(0, case.n - 1, min(SAMPLED, case.n), device=anchor.device).long()
     raw = anchor.detach()[index].double().requires_grad_()
     unit = F.normalize(candidate.detach().double(), dim=-1)
-    logits = plain_logits(problem, F.normalize(raw, dim=-1) @ unit.T, index)
-    (F.cross_entropy(logits, index, reduction="sum") / problem.n).backward()
+    logits = plain_logits(case, F.normalize(raw, dim=-1) @ unit.T, index)
+    (F.cross_entropy(logits, index, reduction="sum") / case.n).backward()
     return ((anchor.grad[index].double() - raw.grad).norm() / raw.grad.norm()).item()
 
 
 def measure(n: int, d: int, device: str) -> Result:
     """The focal loss, forward and backward. The frame verifies all of a batch, and this one is too large for that."""
-    problem = LossProblem(n, n, d, loss="focal", dtype="bfloat16", device=device)
-    call("gradients", *rows_of(min(n, 8192), d, problem.dtype, device))()  # compiles
-    anchor, candidate = rows_of(n, d, problem.dtype, device)
+    case = LossCase(n, n, d, loss="focal", dtype="bfloat16", device=device)
+    call("gradients", *rows_of(min(n, 8192), d, case.dtype, device))()  # compiles
+    anchor, candidate = rows_of(n, d, case.dtype, device)
     run, seconds = call("gradients", anchor, candidate), []
-    peak = weigher(device)(lambda: seconds.extend(clock(device)(run) for _ in range(STEPS)))
+    peak = peak_memory(device)(lambda: seconds.extend(clock(device)(run) for _ in range(STEPS)))
     taken, gradients = statistics.median(seconds), anchor.nbytes + candidate.nbytes
-    row = Row("fastcse", note=f"error of {SAMPLED} sampled anchors' gradients", ms=1e3 * taken)
-    row.rate(problem)
+    row = LossMeasurement("fastcse", note=f"error of {SAMPLED} sampled anchors' gradients", ms=1e3 * taken)
+    row.rate(case)
     row.ms_20, row.ms_80 = 1e3 * min(seconds), 1e3 * max(seconds)
     row.extra_mib = None if peak is None or device == "cpu" else (peak - gradients) / MIB
-    row.gradient_error = sampled_error(problem, anchor, candidate)
-    return Result(problem, STEPS, fastcse.last_backend(), [row])
+    row.gradient_error = sampled_error(case, anchor, candidate)
+    return Result(case, STEPS, fastcse.last_backend(), [row])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser("million", __doc__).parse_args(argv)
     result = measure(32, 16, "cpu") if arguments.dry else measure(1 << 20, 768, "cuda")
-    Files(arguments.output, None, machine(result.problem.device), "python -m benchmarks.gpu.million").write([result])
+    facts = environment(result.case.device)
+    write_results(arguments.output, Document("python -m benchmarks.gpu.million", facts, [result]))
     row = result.row("fastcse")
-    print(f"{result.problem.title}: {row.ms / 1e3:.3g} s, gradient error {row.gradient_error:.1e}")
+    print(f"{result.case.title}: {row.ms / 1e3:.3g} s, gradient error {row.gradient_error:.1e}")
     return 0
 
 

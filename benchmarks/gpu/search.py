@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 import torch.multiprocessing as multiprocessing
 
-from fastcse.bench.turns import clock
+from fastcse.bench.timing import clock
 from fastcse.files import write_json
 from fastcse.kernels.configs import INTERPRETED, KINDS, TileConfig, default_config, pinned
 

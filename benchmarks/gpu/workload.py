@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 import fastcse
-from fastcse.bench.data import make_rows
-from fastcse.bench.problem import LossProblem
+from fastcse.bench.loss import LossCase
 
 
 def parser(name: str, about: str) -> argparse.ArgumentParser:
@@ -24,7 +23,7 @@ def parser(name: str, about: str) -> argparse.ArgumentParser:
 
 def rows_of(n: int, d: int, dtype: str, device: str) -> tuple[Tensor, Tensor]:
     """Clustered rows, early in training, that want gradients."""
-    return make_rows(LossProblem(n, n, d, dtype=dtype, device=device))
+    return LossCase(n, n, d, dtype=dtype, device=device).inputs()
 
 
 def call(kind: str, anchor: Tensor, candidate: Tensor) -> Callable[[], Tensor]:

@@ -12,10 +12,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
-from fastcse.bench.runs import LIMIT
-
 from .files import rows_of
-from .loss import BY_HAND, OURS
+from .loss import BY_HAND, LIMIT, OURS
 
 COLOURS = {OURS: "#0b6e4f", LIMIT: "#8d99ae", "eager": "#c1666b", "torch.compile": "#d4a373"}
 OTHERS = ("#457b9d", "#9d4edd", "#588157", "#bc6c25", "#6d6875", "#4361ee", "#b5838d", "#7f5539", "#2a9d8f")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from fastcse.bench.rows.problem import OPS
+from fastcse.bench.rowwise import OPS
 
 from .files import rows_of, table, where
 from .gpu import DTYPE, NOT_MEASURED, Target, ours, times_ours, worst_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastcse.bench.steps.losses import OURS
+from fastcse.bench.train_step import OURS
 
 from .files import rows_of, table, where
 from .gpu import Target, times_ours, worst_of

@@ -11,6 +11,7 @@ Writes benchmarks/results/<objective>_cpu.json, or the file of `--output`.
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,11 +21,11 @@ import torch
 from torch import Tensor
 
 import fastcse
-from fastcse.bench.machine import machine
-from fastcse.bench.output import write_json
-from fastcse.bench.subject import WrongAnswer
-from fastcse.bench.truth import Outcome, errors
-from fastcse.bench.turns import Seconds, on_cpu, take_turns
+from fastcse.bench.accuracy import Outcome, errors, run_once
+from fastcse.bench.case import WrongAnswer
+from fastcse.bench.environment import environment
+from fastcse.bench.timing import Seconds, interleave, on_cpu
+from fastcse.files import write_json
 
 # Relative; float32's own rounding of such a sum is a few times 1e-7.
 MOST_ERROR = 1e-5
@@ -87,14 +88,7 @@ def clusterns(n: int, d: int, clusters: int) -> Parts:
 
 def step(loss: Loss, anchor: Tensor, candidate: Tensor) -> Callable[[], Outcome]:
     """One forward and backward, with fresh gradients."""
-
-    def run() -> Outcome:
-        anchor.grad = candidate.grad = None
-        value = loss(anchor, candidate)
-        value.backward()
-        return Outcome(value.detach(), anchor.grad, candidate.grad)
-
-    return run
+    return functools.partial(run_once, loss, (anchor, candidate))
 
 
 def against_float64(name: str, loss: Loss, *rows: Tensor) -> tuple[float, float]:
@@ -116,7 +110,7 @@ def measure(objective: str, n: int, d: int, size: int, repeat: int) -> dict[str,
     runs = {name: run for name, (run, _) in parts.items()}
     for run in runs.values():
         run()
-    found = {name: Seconds.of(times) for name, times in take_turns(runs, on_cpu, repeat, lambda: None).items()}
+    found = {name: Seconds.of(times) for name, times in interleave(runs, on_cpu, repeat).items()}
     rows = []
     for name, (median, low, high) in found.items():
         row = {"part": name, "ms": 1e3 * median, "ms_20": 1e3 * low, "ms_80": 1e3 * high}
@@ -149,7 +143,7 @@ def main() -> None:
             missed = f"  gradient error {row['gradient_error']:.1e}" if "gradient_error" in row else ""
             print(f"  {row['part']:<24} {row['ms']:9.2f} ms  {row['to_infonce']:6.2f} x infonce{missed}")
     command = " ".join(["python -m benchmarks.studies.objectives", *sys.argv[1:]])
-    report = {"command": command, "machine": machine("cpu"), "results": results}
+    report = {"command": command, "machine": environment("cpu"), "results": results}
     write_json(a.output or RESULTS / f"{a.objective}_cpu.json", report)
 
 

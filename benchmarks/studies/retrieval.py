@@ -28,7 +28,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import set_seed
 
-from fastcse.bench.machine import machine
+from fastcse.bench.environment import environment
 from fastcse.encoding import encode_texts
 from fastcse.files import read_lines, write_atomic
 from fastcse.integrations.sentence_transformers import FusedContrastiveLoss
@@ -216,7 +216,7 @@ def train_and_score(
     trained = time.perf_counter() - start
     found = scores(model, test, label)
     seconds = {"train_seconds": round(trained, 1), "seconds": round(time.perf_counter() - start, 1)}
-    facts = {key: value for key, value in machine("cpu").items() if key in ("threads", "commit", "time")}
+    facts = {key: value for key, value in environment("cpu").items() if key in ("threads", "commit", "time")}
     run = {"method": method, "seed": seed, **found, "pairs": len(dataset), "steps": steps}
     return {**run, "backend": loss.used_backend, **seconds, **facts}
 
@@ -289,7 +289,7 @@ def run_vaswani(data: Path, work: Path, result: Path) -> None:
 
 def gather(work: Path, result: Path) -> None:
     """All results in the folder, as one document."""
-    report: dict[str, Any] = {"command": COMMAND, "machine": machine("cpu")}
+    report: dict[str, Any] = {"command": COMMAND, "machine": environment("cpu")}
     settings = json.loads(json.dumps(SCIFACT))
     runs = [read_cached(path) for path in sorted(work.glob("scifact-*-*.json"))]
     runs = [_without_settings(run) for run in runs if run["settings"] == settings]

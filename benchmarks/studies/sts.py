@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fastcse.bench.machine import machine
+from fastcse.bench.environment import environment
 from fastcse.files import read_lines, write_atomic
 
 from .cache import cached
@@ -97,7 +97,7 @@ def run(objective: str, seed: int, corpus: Path, sts_dir: Path, work: Path) -> d
         "uniformity": test["uniformity"],
         "more": {name: file["spearman"] for name, file in sets.items()},
         "stats": trained.get("stats", {}),
-        "cpu": machine("cpu")["cpu"],
+        "cpu": environment("cpu")["cpu"],
     }
 
 
@@ -117,7 +117,7 @@ def main() -> None:
     runs = [one for one in earlier if (one["objective"], one["seed"]) not in made]
     runs += [run(objective, seed, a.corpus, a.sts_dir, a.work) for seed in a.seeds for objective in a.objectives]
     command = f"fastcse train --corpus wiki500k.part00.txt.gz {TRAIN}"
-    report = {"what": WHAT, "command": command, "machine": machine("cpu"), "runs": runs}
+    report = {"what": WHAT, "command": command, "machine": environment("cpu"), "runs": runs}
     write_atomic(RESULT, json.dumps(report, indent=1) + "\n")
 
 

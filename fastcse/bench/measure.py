@@ -1,4 +1,4 @@
-"""One problem, every provider: built, verified against float64, timed in turns, and weighed."""
+"""One case, every provider: built, verified against float64, timed interleaved, and its memory measured."""
 
 from __future__ import annotations
 
@@ -9,132 +9,118 @@ from typing import Any
 import torch
 
 from ..ops.dispatch import last_backend
-from .memory import SMALLEST_WEIGHED, extra_memory
-from .peers import Unsuitable
-from .subject import Entry, Problem, Result, Subject
-from .subjects import subject_of
-from .turns import Seconds, clock, take_turns
+from .case import Case, Measurement, Result
+from .memory import SMALLEST, extra_memory
+from .provider import Provider, Unsupported
+from .timing import Seconds, clock, interleave
+
+Step = Callable[[str], None]
 
 
-def rounds(problem: Problem, repeat: int) -> int:
-    """Rounds at this size: small problems take more, since a median of few short calls is noise."""
-    if subject_of(problem).measure is not None:
+def rounds(case: Case, repeat: int) -> int:
+    """Rounds at this size: small cases take more, since a median of few short calls is noise."""
+    if case.measure is not None:
         return repeat
-    if torch.device(problem.device).type == "cuda":
-        return max(repeat, min(50, repeat * 16384**2 // (problem.n * problem.m)))
-    return max(repeat, min(200, repeat * 2048**2 // (problem.n * problem.m)))
+    on_cuda = torch.device(case.device).type == "cuda"
+    most, at = (50, 16384) if on_cuda else (200, 2048)
+    return max(repeat, min(most, repeat * at**2 // (case.n * case.m)))
 
 
 def measure(
-    problem: Problem,
-    names: Iterable[str],
-    *,
-    repeat: int,
-    memory: bool = True,
-    step: Callable[[str], None] = lambda what: None,
+    case: Case, providers: Iterable[Provider], *, repeat: int, memory: bool = True, step: Step = lambda what: None
 ) -> Result:
-    """All of one problem. `step` is told what was just done: once per provider, once per timed call, once per weighing.
+    """All of one case. `step` is called with what was just done: once per provider, per timed call, per memory.
 
     Raises WrongAnswer, before anything is timed, if fastcse itself fails or misses the accuracy rule.
     """
-    # Functions compiled for the last problem count against a limit, past which torch.compile warns and runs eagerly.
+    # Functions compiled for the last case count against a limit, past which torch.compile warns and runs eagerly.
     torch.compiler.reset()
-    subject = subject_of(problem)
-    if subject.measure is not None:
-        return subject.measure(problem, names, repeat=repeat, step=step)
-    inputs = subject.inputs(problem)
-    truth = subject.exact(problem, *inputs)
-    result, runs = Result(problem, repeat), {}
-    for name in names:
-        row, run = _prepare(subject, problem, name, inputs, truth)
+    if case.measure is not None:
+        return case.measure(providers, repeat=repeat, step=step)
+    inputs = case.inputs()
+    exact = case.exact(*inputs)
+    result, runs = Result(case, repeat), {}
+    for provider in providers:
+        row = case.row(provider.name, note=provider.note)
         result.rows.append(row)
-        if run is not None:
-            runs[name] = run
-        if name == "fastcse":
+        if (absent := provider.missing()) is not None:
+            row.status, row.reason = "absent", absent
+        elif run := attempt(row, lambda p=provider, r=row: _verified(case, p, inputs, exact, r)):
+            runs[provider] = run
+        if provider.name == case.ours:
             result.backend = last_backend()
-        step(name)
-    _check_ourselves(subject, result)
-    _time_all(subject, result, inputs, runs, step)
+        step(provider.name)
+    result.check()
+    _time_all(result, inputs, {provider.name: run for provider, run in runs.items()}, step)
     # Once more: it may have failed since, beside the memory of the others.
-    _check_ourselves(subject, result)
+    result.check()
+    known = {provider.name: provider for provider in runs}
     for row in result.rows:
-        if memory and row.status == "measured" and problem.n * problem.m >= SMALLEST_WEIGHED**2:
-            _weigh(problem, row)
+        if memory and row.status == "measured" and case.n * case.m >= SMALLEST**2:
+            _measure_memory(case, known.get(row.provider), row)
         step("memory")
     return result
 
 
-def _prepare(subject: Subject, problem: Problem, name: str, inputs: tuple, truth: Any) -> tuple[Entry, Callable | None]:
-    """A provider's row with what its answer misses, and its run where it has one."""
-    peer = subject.peers[name]
-    row = subject.row(peer.name, note=peer.note)
-    if (absent := peer.missing()) is not None:
-        row.status, row.reason = "absent", absent
-        return row, None
-    return row, _attempt(row, lambda: _verified(subject, problem, peer, inputs, truth, row))
+def _verified(case: Case, provider: Provider, inputs: tuple, exact: Any, row: Measurement) -> Callable:
+    """A provider's call with its fastest configuration, which is written into the row beside the outcome's errors."""
+    calls = {config: case.call(provider, config, inputs) for config in provider.configs or (None,)}
+    row.choice = _fastest(calls, clock(case.device))
+    case.score(row, provider, calls[row.choice](), exact)
+    return calls[row.choice]
 
 
-def _verified(subject: Subject, problem: Problem, peer: Any, inputs: tuple, truth: Any, row: Entry) -> Callable:
-    """A peer's run with its fastest choice; the choice and what its answer misses go into the row."""
-    runs = {choice: subject.prepare(peer, problem, choice, inputs) for choice in peer.choices or (None,)}
-    row.choice = _fastest(runs, clock(problem.device))
-    subject.judge(row, peer, runs[row.choice](), truth)
-    return runs[row.choice]
-
-
-def _attempt(row: Entry, call: Callable) -> Any:
-    """What `call` returns; or None, with the row saying what went wrong."""
+def attempt(row: Measurement, call: Callable) -> Any:
+    """What `call` returns; or None, and the row says what went wrong."""
     try:
         return call()
-    except Unsuitable as why:
+    except Unsupported as why:
         row.status, row.reason = "unsuitable", str(why)
     except Exception as why:  # a peer's own failure is a finding about it, and must not end everybody's run
         row.status, row.reason = "failed", " ".join(f"{type(why).__name__}: {why}".split())[:200]
     return None
 
 
-def _guarded(row: Entry, run: Callable) -> Callable[[], object]:
-    """The run until it fails, then nothing."""
-    return lambda: _attempt(row, run) if row.status == "measured" else None
+def _fastest(calls: dict[int | str | None, Callable], time_one: Callable) -> int | str | None:
+    """The configuration whose second call is quickest; the first warms up."""
+    if len(calls) == 1:
+        return next(iter(calls))
+    return min(calls, key=lambda config: (time_one(calls[config]), time_one(calls[config]))[1])
 
 
-def _weigh(problem: Problem, row: Entry) -> None:
-    """Fill in memory. A failure to weigh takes nothing from the times."""
-    weighing = Entry(row.provider)
-    row.extra_mib = _attempt(weighing, lambda: extra_memory(problem, row.provider, row.choice))
-    if weighing.reason:
-        row.note = "; ".join(filter(None, (row.note, f"not weighed: {weighing.reason}")))
+def _time_all(result: Result, inputs: tuple, calls: dict[str, Callable], step: Step) -> None:
+    """Fill in times; the lower bound is timed like a provider and becomes the first row."""
+    case, bound = result.case, result.case.lower_bound_name
 
+    def guarded(row: Measurement, call: Callable) -> Callable:
+        """The call until it fails, then nothing."""
+        return lambda: attempt(row, call) if row.status == "measured" else None
 
-def _fastest(runs: dict[int | str | None, Callable], time_one: Callable) -> int | str | None:
-    """The choice whose second call is quickest; the first warms up."""
-    if len(runs) == 1:
-        return next(iter(runs))
-    return min(runs, key=lambda choice: (time_one(runs[choice]), time_one(runs[choice]))[1])
-
-
-def _check_ourselves(subject: Subject, result: Result) -> None:
-    ours = next((row for row in result.rows if row.provider == "fastcse"), None)
-    if ours is not None and ours.status == "failed":
-        raise subject.wrong(f"fastcse failed at {result.problem.title}: {ours.reason}")
-    subject.check(result)
-
-
-def _time_all(subject: Subject, result: Result, inputs: tuple, runs: dict[str, Callable], step: Callable) -> None:
-    """Fill in times; the limit takes its turn like everybody and becomes the first row."""
-    problem, least = result.problem, subject.limit_name
-    everyone = {least: functools.partial(subject.limit(problem), *inputs)}
-    everyone |= {name: _guarded(result.row(name), run) for name, run in runs.items()}
-    everyone[least]()
-    if torch.device(problem.device).type == "cuda":
-        for run in everyone.values():  # whether it still runs beside the memory of the others
+    runs = {bound: functools.partial(case.lower_bound(), *inputs)}
+    runs |= {name: guarded(result.row(name), call) for name, call in calls.items()}
+    runs[bound]()
+    if torch.device(case.device).type == "cuda":
+        for run in runs.values():  # whether it still runs beside the memory of the others
             run()
-    seconds = take_turns(everyone, clock(problem.device), result.repeat, lambda: step("time"))
-    limit = Seconds.of(seconds[least])
-    result.rows.insert(0, subject.row(least, note=subject.limit_note(problem)))
-    for row in result.rows:
-        if row.status == "measured":
-            taken = Seconds.of(seconds[row.provider])
-            row.ms, row.ms_20, row.ms_80 = (1e3 * s for s in taken)
-            row.to_products = taken.median / limit.median
-            row.rate(problem)
+    seconds = interleave(runs, clock(case.device), result.repeat, lambda: step("time"))
+    result.rows.insert(0, case.row(bound, note=case.lower_bound_note))
+    fill_times(result, seconds)
+
+
+def fill_times(result: Result, seconds: dict[str, list[float]]) -> None:
+    """Write medians, quantiles and what follows from them into the measured rows."""
+    found = result.measured
+    least = found.get(result.case.lower_bound_name)
+    for row in found.values():
+        row.ms, row.ms_20, row.ms_80 = (1e3 * s for s in Seconds.of(seconds[row.provider]))
+    for row in found.values():
+        row.to_products = None if least is None else row.ms / least.ms
+        row.rate(result.case)
+
+
+def _measure_memory(case: Case, provider: Provider | None, row: Measurement) -> None:
+    """Fill in memory. A failure takes nothing from the times."""
+    trial = Measurement(row.provider)
+    row.extra_mib = attempt(trial, lambda: extra_memory(case, provider, row.choice))
+    if trial.reason:
+        row.note = "; ".join(filter(None, (row.note, f"memory not measured: {trial.reason}")))

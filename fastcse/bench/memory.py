@@ -1,48 +1,109 @@
-"""Peak memory of one provider beyond its inputs and what it hands back."""
+"""Peak memory: of one call as the device or the system counts it, and of a provider beyond its inputs and outputs."""
 
 from __future__ import annotations
 
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
+import ctypes
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from .peak import MIB, weigher
-from .subject import Problem
-from .subjects import subject_of
+from .case import Case
+from .provider import Provider
+from .timing import Call
 
+if TYPE_CHECKING:
+    from concurrent.futures import ProcessPoolExecutor
+
+MIB, GIB = 1 << 20, 1 << 30
 # Below this many rows by this many the process's own noise is larger than the matrix.
-SMALLEST_WEIGHED = 2048
+SMALLEST = 2048
 
 
-def extra_memory(problem: Problem, provider: str, choice: int | str | None) -> float | None:
-    """MiB; None where the system does not tell. On the CPU in a process of its own: memory that another run has freed
-    would hide it."""
-    if torch.device(problem.device).type == "cuda":
-        return _peak(problem, provider, choice)
-    # An executor notices a process that was killed for its memory; a pool would wait for it for ever.
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as one:
-        return one.submit(_peak_on_cpu, problem, provider, choice, torch.get_num_threads()).result()
+def peak_memory(device: str) -> Callable[[Call], int | None]:
+    """A function that makes one call and returns by how many bytes memory grew at its peak."""
+    return peak_of_device if torch.device(device).type == "cuda" else peak_of_process
 
 
-def _peak_on_cpu(problem: Problem, provider: str, choice: int | str | None, threads: int) -> float | None:
-    torch.set_num_threads(threads)
-    return _peak(problem, provider, choice)
+def peak_of_device(run: Call) -> int:
+    """Bytes that torch allocated on the GPU beyond those before."""
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
 
 
-def _peak(problem: Problem, provider: str, choice: int | str | None) -> float | None:
-    subject = subject_of(problem)
-    inputs = subject.inputs(problem)
-    is_limit = provider == subject.limit_name
-    if is_limit:
-        run = lambda: subject.limit(problem)(*inputs)  # noqa: E731 - its buffers are what is weighed
+def peak_of_process(run: Call) -> int | None:
+    """Bytes of this process in memory beyond those before; None if the system does not report them (only Linux)."""
+    trim_heap()
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return None
+    before = _status("VmRSS")
+    run()
+    return _status("VmHWM") - before
+
+
+def trim_heap() -> None:
+    """Return freed memory to the system: kept by the allocator, it would hide what a run takes."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
+
+
+def free_bytes(device: str) -> int | None:
+    """What could be allocated now; None if the system does not report it."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    listing = Path("/proc/meminfo")
+    lines = listing.read_text(encoding="ascii").splitlines() if listing.exists() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+
+
+def extra_memory(case: Case, provider: Provider | None, config: int | str | None = None) -> float | None:
+    """MiB of a provider, or of the lower bound where it is None, beyond inputs and outputs; None if not reported. On
+    the CPU in a process of its own: memory that another run has freed would hide it."""
+    if torch.device(case.device).type == "cuda":
+        return _extra_memory(case, provider, config)
+    with one_process() as process:
+        return process.submit(_extra_memory, case, provider, config).result()
+
+
+def one_process() -> ProcessPoolExecutor:
+    """A fresh process with as many threads as this one. An executor notices a process that was killed for its memory; a
+    pool would wait for it for ever."""
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
+    threads = (torch.get_num_threads(),)
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), torch.set_num_threads, threads)
+
+
+def _extra_memory(case: Case, provider: Provider | None, config: int | str | None) -> float | None:
+    inputs, outputs = case.inputs(), 0
+    if provider is None:
+
+        def run() -> None:
+            case.lower_bound()(*inputs)  # its buffers are what is measured
     else:
-        prepared = subject.prepare(subject.peers[provider], problem, choice, inputs)
-        run = lambda: prepared() and None  # noqa: E731
+        call, outputs = case.call(provider, config, inputs), case.output_bytes(inputs)
+
+        def run() -> None:
+            call()
+
         run()  # what is compiled, loaded and allocated once is not the operation's
     for x in inputs:
         if isinstance(x, torch.Tensor):
             x.grad = None
-    handed_back = 0 if is_limit else subject.output_bytes(problem, inputs)
-    taken = weigher(problem.device)(run)
-    return None if taken is None else max(0.0, (taken - handed_back) / MIB)
+    taken = peak_memory(case.device)(run)
+    return None if taken is None else max(0.0, (taken - outputs) / MIB)

@@ -1,58 +1,91 @@
-"""Results as a table to read, as JSON, and as CSV with Liger-Kernel's columns, which plotting tools exist for."""
+"""Results as tables to read, as a figure, and as JSON; and JSON read back."""
 
 from __future__ import annotations
 
-import csv
 import json
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 from rich import box
 from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from .machine import version
-from .subject import Entry, Metric, Result
-from .subjects import subject_of
+from .. import plots
+from ..errors import InputError
+from ..files import write_json
+from .benchmarks import benchmark_of, case_of
+from .case import Measurement, Result
 
-LIGER_COLUMNS = (
-    "kernel_name", "kernel_provider", "kernel_operation_mode", "metric_name", "metric_unit", "x_name", "x_label",
-    "x_value", "y_value_50", "y_value_20", "y_value_80", "extra_benchmark_config_str", "gpu_name", "timestamp",
-    "liger_version",
-)  # fmt: skip
+
+class Document(NamedTuple):
+    """The results of one run, the command that made them, and the machine that they are of."""
+
+    command: str
+    machine: dict[str, Any]
+    results: list[Result]
+
+    def labels(self) -> dict[str, Any]:
+        """As a plain object for JSON."""
+        return {"command": self.command, "machine": self.machine, "results": [r.labels() for r in self.results]}
+
+
+def write_results(path: str | Path, document: Document) -> None:
+    """Write a document as JSON, whole or not at all."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, document.labels())
+
+
+def read_results(path: str | Path) -> Document:
+    """Read what `write_results`, or an older version of it, wrote.
+
+    Raises:
+        InputError: the file is missing, or is none of these.
+    """
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        return Document(found["command"], found["machine"], [read_result(one) for one in found["results"]])
+    except FileNotFoundError:
+        raise InputError(f"{str(path)!r} does not exist: expected results of fastcse bench") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise InputError(f"{str(path)!r} holds no results of fastcse bench ({why}): measure again") from None
+
+
+def read_result(labels: dict[str, Any]) -> Result:
+    """The inverse of `Result.labels`."""
+    row = benchmark_of(labels).case.row
+    return Result(case_of(labels), labels["repeat"], labels["backend"], [row.read(one) for one in labels["rows"]])
 
 
 def result_table(result: Result) -> Group:
-    """One problem: who ran, with numbers; below, what each of those took that have a choice of chunk, tile or
-    spelling."""
-    chosen = [f"{row.provider} {row.choice}" for row in result.rows if row.choice is not None and row.ms is not None]
+    """One case: who ran, with numbers; below, the fastest configuration of those that have several."""
+    case, measured = result.case, result.measured.values()
+    chosen = [f"{row.provider} {row.choice}" for row in measured if row.choice is not None]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0, show_edge=False)
     table.add_column("provider", no_wrap=True)
-    subject = subject_of(result.problem)
-    rate = () if result.problem.flops is None else ("TFLOP/s",)
-    for name in ("ms", "±", subject.over_limit, *rate, "MiB", *(metric.heading for metric in subject.metrics)):
+    rate = () if case.flops is None else ("TFLOP/s",)
+    for name in ("ms", "±", _over_bound(result), *rate, "MiB", *(metric.heading for metric in case.metrics)):
         table.add_column(name, justify="right", no_wrap=True)
-    for row in result.rows:
-        if row.status == "measured":
-            table.add_row(*_cells(row, subject.metrics), style="bold green" if row.provider == subject.ours else None)
+    for row in measured:
+        table.add_row(*_cells(row, result), style="bold green" if row.provider == case.ours else None)
     caption = [f"[dim]Chosen: {', '.join(chosen)}.[/]"] if chosen else []
-    return Group(f"[bold]{result.problem.title}[/]", table, *caption, "")
+    return Group(f"[bold]{case.title}[/]", table, *caption, "")
 
 
 def legend(results: list[Result]) -> Group:
     """Once below all tables: what the columns mean, what each provider does differently, who did not run and why."""
     rows = [row for result in results for row in result.rows]
-    subject, notes = subject_of(results[0].problem), {}
+    case, notes = results[0].case, {}
     for row in rows:
         if row.status == "measured" and row.note:
             notes.setdefault(row.provider, {})[row.note] = None
+    bound = case.ours if case.lower_bound_name == case.ours else f"the {case.lower_bound_name}"
     lines = [
         "ms: median; ±: half of what lies between the 20% and the 80% quantile, in percent; "
-        f"{subject.over_limit}: to the time of {subject.yardstick}; "
-        f"{'' if results[0].problem.flops is None else 'TFLOP/s: of those products; '}{subject.legend}"
+        f"{_over_bound(results[0])}: to the time of {bound}; "
+        f"{'' if case.flops is None else 'TFLOP/s: of those products; '}{case.legend}"
     ]
     lines += [f"[bold]{name}[/]: {escape('; '.join(found))}" for name, found in notes.items()]
     lines += [f"[bold]{', '.join(names)}[/] {status}: {escape(why)}"
@@ -60,7 +93,7 @@ def legend(results: list[Result]) -> Group:
     return Group(*(f"[dim]{line}[/]" for line in lines))
 
 
-def left_out(rows: Iterable[Entry]) -> dict[tuple[str, str], list[str]]:
+def left_out(rows: Iterable[Measurement]) -> dict[tuple[str, str], list[str]]:
     """(status, reason) -> the providers that were not measured for it, each once."""
     groups: dict[tuple[str, str], list[str]] = {}
     for row in rows:
@@ -70,100 +103,73 @@ def left_out(rows: Iterable[Entry]) -> dict[tuple[str, str], list[str]]:
     return groups
 
 
-def _cells(row: Entry, metrics: tuple[Metric, ...]) -> list[str]:
-    spread = 50 * (row.ms_80 - row.ms_20) / row.ms
-    return [
-        row.provider, _milliseconds(row.ms), f"{spread:.0f}%", f"{row.to_products:.2f}",
-        *(() if row.tflops is None else (_teraflops(row.tflops),)),
-        "-" if row.extra_mib is None else f"{row.extra_mib:.0f}",
-        *(_shown(getattr(row, metric.field), metric.form) for metric in metrics),
-    ]  # fmt: skip
+def _over_bound(result: Result) -> str:
+    return f"/ {result.case.lower_bound_name.partition(' ')[0]}"
 
 
-def _milliseconds(value: float) -> str:
-    return f"{value:.0f}" if value >= 1000 else f"{value:.4g}" if value >= 1 else f"{value:.3f}"
-
-
-def _teraflops(value: float) -> str:
-    return "<0.001" if value < 5e-4 else f"{value:.3f}" if value < 10 else f"{value:.0f}"
+def _cells(row: Measurement, result: Result) -> Iterable[str]:
+    yield row.provider
+    yield f"{row.ms:.0f}" if row.ms >= 1000 else f"{row.ms:.4g}" if row.ms >= 1 else f"{row.ms:.3f}"
+    yield f"{50 * (row.ms_80 - row.ms_20) / row.ms:.0f}%"
+    yield _shown(row.to_products, ".2f")
+    if result.case.flops is not None:
+        rate = row.tflops
+        yield "<0.001" if rate < 5e-4 else f"{rate:.3f}" if rate < 10 else f"{rate:.0f}"
+    yield _shown(row.extra_mib, ".0f")
+    for metric in result.case.metrics:
+        yield _shown(getattr(row, metric.field), metric.form)
 
 
 def _shown(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-class Files(NamedTuple):
-    """Where one run's numbers go, and where they come from."""
-
-    json_file: Path | None
-    csv_file: Path | None
-    machine: dict[str, Any]
-    command: str
-
-    def document(self, results: list[Result]) -> dict[str, Any]:
-        """Everything about the run, for JSON."""
-        return {"command": self.command, "machine": self.machine, "results": [result.labels() for result in results]}
-
-    def write(self, results: list[Result]) -> None:
-        """Each file whole or not at all."""
-        if self.json_file:
-            write_json(self.json_file, self.document(results))
-        if self.csv_file:
-            write_csv(self.csv_file, results, self.machine)
-
-    def remove(self) -> None:
-        """Take away what was written."""
-        for path in filter(None, (self.json_file, self.csv_file)):
-            path.unlink(missing_ok=True)
-
-
-def write_json(path: Path, report: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    _write_whole(path, lambda file: json.dump(finite(report), file, indent=1, allow_nan=False))
-
-
-def finite(value: Any) -> Any:
-    """NaN and infinity as text: JSON has no word for them, and an error that is not a number is a finding."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [finite(item) for item in value]
-    return str(value) if isinstance(value, float) and not float("-inf") < value < float("inf") else value
-
-
-def write_csv(path: Path, results: list[Result], machine: dict[str, Any]) -> None:
-    """Liger-Kernel's columns, a line for each metric of each provider at each size."""
-
-    def write(file: TextIO) -> None:
-        writer = csv.writer(file)
-        writer.writerow(LIGER_COLUMNS)
-        for result in results:
-            for row in result.rows:
-                if row.status == "measured":
-                    writer.writerows(_liger_lines(result, row, machine))
-
-    _write_whole(path, write)
+def draw(results: list[Result], path: str | Path) -> None:
+    """A panel for each metric that was measured; the horizontal axis is N, or another size where only that varies.
+    One size is bars: a line of one point would say less."""
+    case = results[0].case
+    varying = [name for name in case.axes if len({getattr(r.case, name) for r in results}) > 1]
+    x = next((name for name in varying if len(name) == 1), "n")
+    rest = [name for name in varying if name != x]
+    lines: dict[str, list[tuple[int, Measurement]]] = {}
+    provider_of: dict[str, str] = {}
+    for result in results:
+        words = ", ".join(f"{k.upper() if len(k) == 1 else k} {getattr(result.case, k)}" for k in rest)
+        for row in result.measured.values():
+            label = f"{row.provider} {words}".rstrip()
+            provider_of[label] = row.provider
+            lines.setdefault(label, []).append((getattr(result.case, x), row))
+    panels = case.panels or (
+        ("to_products", f"time / time of the {case.lower_bound_name}"),
+        ("extra_mib", "MiB beyond inputs and outputs"),
+        *((metric.field, metric.drawn) for metric in case.metrics if metric.drawn),
+    )
+    panels = [one for one in panels if any(getattr(row, one[0]) for line in lines.values() for _, row in line)]
+    fixed = {case.lower_bound_name: plots.BOUND, case.ours: plots.OURS}
+    of_provider = plots.colors(provider_of.values(), fixed)
+    color = {label: of_provider[name] for label, name in provider_of.items()}
+    ours = {label for label, name in provider_of.items() if name == case.ours}
+    ticks = sorted({getattr(r.case, x) for r in results})
+    with plots.page(path, len(panels), size=(4 * len(panels) + 3, 4.6), title=_heading(results)) as axes:
+        for panel, (field, label) in zip(axes, panels):
+            panel.set_title(label)
+            found = {name: [(at, getattr(row, field)) for at, row in line] for name, line in lines.items()}
+            if len(ticks) == 1:
+                plots.bars(panel, {name: line[0][1] for name, line in found.items() if line[0][1] is not None}, color)
+                continue
+            found = {name: [point for point in line if point[1]] for name, line in found.items()}
+            plots.lines(panel, {name: line for name, line in found.items() if line}, color, ours)
+            plots.logarithmic(panel, ticks)
+            panel.set_xlabel(x.upper())
+        if len(ticks) > 1:
+            plots.legend_beside(axes[0])
 
 
-def _liger_lines(result: Result, row: Entry, machine: dict[str, Any]) -> Iterator[list]:
-    p = result.problem
-    extra = {**p.labels(), "choice": row.choice, "fastcse": machine["fastcse"], "commit": machine["commit"]}
-    tail = [json.dumps(extra), machine.get("gpu", machine["cpu"]), machine["time"], version("liger-kernel") or ""]
-    for metric, unit, values in (
-        ("speed", "ms", (row.ms, row.ms_20, row.ms_80)),
-        ("memory", "MB", (row.extra_mib,) * 3),
-        *((metric.name, metric.unit, (getattr(row, metric.field),) * 3) for metric in subject_of(p).metrics),
-    ):
-        if values[0] is not None:
-            yield [p.operation, row.provider, p.mode, metric, unit, "N", p.counted, p.n, *values, *tail]
-
-
-def _write_whole(path: Path, write: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    try:
-        with part.open("w", encoding="utf-8", newline="") as file:
-            write(file)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+def _heading(results: list[Result]) -> str:
+    """What all results share."""
+    case = results[0].case
+    if len({r.case.title for r in results}) == 1:
+        return case.title
+    same = len({r.case.setting for r in results}) == 1
+    operations = ", ".join(dict.fromkeys(r.case.operation for r in results))
+    return f"{operations}, {case.setting if same else f'{case.dtype} on {case.device}'}"

@@ -16,12 +16,10 @@ from sentence_transformers import SentenceTransformer
 from tqdm.auto import tqdm
 
 from .. import plots
-from ..bench.data import make_rows
-from ..bench.machine import version
+from ..bench.environment import version
+from ..bench.loss import LossCase
 from ..bench.measure import measure
 from ..bench.peers import PEERS
-from ..bench.problem import LossProblem
-from ..bench.runs import outcome_of
 from ..errors import InputError
 from ..evaluation.retrieval import evaluate_retrieval
 from ..files import write_json
@@ -111,19 +109,20 @@ def loss_cost(options: DemoOptions, width: int, device: str) -> dict[str, Any]:
     The fused loss makes its gradients in the forward, so only the sum of the two directions can be compared.
     """
     names, rows = ("fastcse", "eager"), options.cost_rows
-    problem = LossProblem(rows, rows, width, "focal", device=device, backend=options.backend)
+    case = LossCase(rows, rows, width, "focal", device=device, backend=options.backend)
     steps = len(names) + (len(names) + 1) * (options.cost_repeats + 1)
     with tqdm(total=steps, desc="measure the loss", unit=" runs", dynamic_ncols=True) as progress:
-        result = measure(problem, names, repeat=options.cost_repeats, step=lambda what: progress.update())
+        result = measure(case, map(PEERS.get, names), repeat=options.cost_repeats, step=lambda what: progress.update())
     cost = {"rows": rows, "width": width, "device": device, "backend": result.backend, "repeats": options.cost_repeats}
     for kind, name in zip(("fused", "eager"), names):
         row = result.row(name)
         mib = None if row.extra_mib is None else round(row.extra_mib, 1)
         cost |= {f"{kind}_ms": round(row.ms, 2), f"{kind}_mib": mib}
-    inputs = make_rows(problem)
-    fused, eager = (outcome_of(problem, PEERS[name].loss(problem), *inputs) for name in names)
-    apart = (fused.anchor_grad - eager.anchor_grad).abs().max() / eager.anchor_grad.abs().max()
-    return {**cost, "loss_difference": abs(fused.loss.item() - eager.loss.item()), "gradient_difference": apart.item()}
+    inputs = case.inputs()
+    fused, eager = (case.call(PEERS[name], None, inputs)() for name in names)
+    apart = (fused.gradients[0] - eager.gradients[0]).abs().max() / eager.gradients[0].abs().max()
+    difference = abs(fused.value.item() - eager.value.item())
+    return {**cost, "loss_difference": difference, "gradient_difference": apart.item()}
 
 
 def _data(split: Split) -> dict[str, Any]:

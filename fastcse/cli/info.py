@@ -23,7 +23,7 @@ def gather() -> dict[str, Any]:
     """The facts that `fastcse info --json` prints."""
     import torch
 
-    from ..bench.machine import cpu_name, version
+    from ..bench.environment import cpu_name, version
     from ..ops.dispatch import backends
 
     return {

@@ -1,231 +1,410 @@
-"""The measuring frame: what it compares with, whom it lists, what it refuses to report."""
+"""The measuring frame on an operation that takes no time, and its command: order, failures, verdicts, files."""
 
 import json
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
-import torch.nn.functional as F
+import typer
 
-import fastcse
-from fastcse.bench import measure as frame
-from fastcse.bench import runs, truth
-from fastcse.bench.data import KINDS, make_rows
-from fastcse.bench.loss import WrongGradient
-from fastcse.bench.measure import measure
-from fastcse.bench.output import finite
-from fastcse.bench.peers import PEERS, Peer
-from fastcse.bench.problem import LOSSES, LossProblem, plain_loss
-from fastcse.bench.runs import LIMIT, bare_products
-from fastcse.bench.turns import Seconds, take_turns
+from fastcse.bench import memory as memory_of
+from fastcse.bench import output
+from fastcse.bench.accuracy import Errors, Outcome, errors
+from fastcse.bench.benchmarks import BENCHMARKS, Benchmark
+from fastcse.bench.case import ArrayCase, Measurement, Metric, Result, WrongAnswer
+from fastcse.bench.environment import environment
+from fastcse.bench.measure import measure, rounds
+from fastcse.bench.memory import MIB
+from fastcse.bench.output import Document, draw, left_out, legend, read_results, result_table, write_results
+from fastcse.bench.provider import Provider, need
+from fastcse.bench.timing import Seconds, interleave
+from fastcse.cli import bench as command
+from fastcse.errors import InputError
+from fastcse.options import option
 
-SMALL = LossProblem(24, 24, 16)
-
-
-def plant(monkeypatch, name, build, **more):
-    monkeypatch.setitem(PEERS, name, Peer(name, build, **more))
-    return name
+FRAME = "fastcse.bench.measure"
 
 
-def failing_after(calls):
-    """A peer that computes the loss so many times and then runs out of memory."""
+@dataclass
+class DoubleMeasurement(Measurement):
+    error: float | None = None
 
-    def build(problem):
-        left, plain = [calls], plain_loss(problem)
 
-        def loss(a, c):
+@dataclass(frozen=True)
+class DoubleCase(ArrayCase):
+    """2 x."""
+
+    n: int = option(4, "Numbers.", least=1, several=True)
+    d: int = option(1, "Width.", least=1, several=True)
+
+    row = DoubleMeasurement
+    metrics = (Metric("error", "error", "error", "absolute", drawn="error"),)
+    legend = "error: of the double."
+    axes = ("n", "d", "data")
+    operations = ("doubling",)
+    operation = "doubling"
+    setting = "of whole numbers"
+    lower_bound_note = "nothing"
+    m = 1000
+    flops = 1e9
+
+    def inputs(self):
+        return (torch.arange(self.n),)
+
+    def exact(self, x):
+        return 2 * x
+
+    def score(self, row, provider, outcome, exact):
+        row.error = (outcome - exact).abs().max().item()
+
+    def fault(self, ours, result):
+        return None if ours.error == 0 else f"fastcse's error is {ours.error}"
+
+    def lower_bound(self):
+        return lambda x: None
+
+    def output_bytes(self, inputs):
+        return 2 * MIB
+
+
+SMALL = DoubleCase()
+
+
+def double(case, x):
+    return lambda: 2 * x
+
+
+OURS = Provider("fastcse", double)
+
+
+def failing_after(calls, error=MemoryError):
+    """A provider that computes so many times and then fails."""
+
+    def make(case, x):
+        left = [calls]
+
+        def run():
             left[0] -= 1
             if left[0] < 0:
-                raise MemoryError("planted")
-            return plain(a, c)
+                raise error("planted [red]fault[/]")
+            return 2 * x
 
-        return loss
+        return run
 
-    return build
-
-
-# The rows
+    return make
 
 
-def cosines(kind, stage):
-    anchor, candidate = (x.detach() for x in make_rows(LossProblem(400, 400, 256, data=kind, stage=stage)))
-    s = F.normalize(anchor, dim=1) @ F.normalize(candidate, dim=1).T
-    return s.diagonal().mean().item(), s[~torch.eye(400, dtype=torch.bool)].mean().item()
+def wrong(case, x):
+    return lambda: 2 * x + 1
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_rows_are_as_documented(kind):
-    (early, unrelated), (late, unrelated_late) = cosines(kind, "early"), cosines(kind, "late")
-    assert late > early + 0.1
-    assert early > unrelated + 0.1
-    if kind == "random":
-        assert early == pytest.approx(0.45, abs=0.02)
-        assert late == pytest.approx(0.95, abs=0.01)
-        assert abs(unrelated) < 0.01
-    if kind == "anisotropic":
-        assert unrelated_late > 0.5
-    if kind == "clustered":
-        assert 0.02 < unrelated_late < 0.5
+def lost(case, x):
+    return lambda: torch.full((case.n,), torch.nan)
 
 
-def test_the_same_seed_gives_the_same_rows():
-    first, again = make_rows(SMALL), make_rows(SMALL)
-    assert all(torch.equal(a, b) for a, b in zip(first, again))
-    assert not torch.equal(first[0], make_rows(LossProblem(24, 24, 16, seed=1))[0])
-    assert all(x.requires_grad for x in first)
+def measured(*providers, case=SMALL, repeat=1, memory=False, **more):
+    return measure(case, providers, repeat=repeat, memory=memory, **more)
 
 
-@pytest.mark.parametrize(("m", "dtype"), [(24, "bfloat16"), (70, "float32")])
-def test_rows_have_the_asked_shape_and_dtype(m, dtype):
-    anchor, candidate = make_rows(LossProblem(24, m, 16, dtype=dtype))
-    assert (anchor.shape, candidate.shape) == ((24, 16), (m, 16))
-    assert {anchor.dtype, candidate.dtype} == {getattr(torch, dtype)}
+# Timing
 
 
-# The truth
-
-
-@pytest.mark.parametrize("rows_at_once", [1, 7, 1000])
-@pytest.mark.parametrize(("loss", "m"), [*((loss, 24) for loss in LOSSES), ("infonce", 60), ("focal", 60)])
-def test_truth_is_the_plain_formula(monkeypatch, loss, m, rows_at_once):
-    monkeypatch.setattr(truth, "PIECE_BYTES", 8 * m * rows_at_once)
-    problem = LossProblem(24, m, 16, loss)
-    rows = make_rows(problem)
-    got = truth.exact(problem, *rows)
-    whole = [x.detach().double().requires_grad_() for x in rows]
-    # By hand, and not by plain_loss, which shares its logits with the truth.
-    s = F.normalize(whole[0], dim=-1) @ F.normalize(whole[1], dim=-1).T
-    if loss == "focal":
-        s = torch.where(torch.eye(24, m, dtype=torch.bool), s**2, s * (s + 0.3))
-    label = torch.arange(24)
-    value = F.cross_entropy(s / 0.05, label)
-    if loss == "symmetric":
-        value = (value + F.cross_entropy(s.T / 0.05, label)) / 2
-    value.backward()
-    torch.testing.assert_close(got.loss, value.detach())
-    for gradient, leaf in zip((got.anchor_grad, got.candidate_grad), whole):
-        torch.testing.assert_close(gradient, leaf.grad, rtol=1e-10, atol=1e-14)
-
-
-def test_an_error_that_is_no_number_is_kept():
-    rows = make_rows(SMALL)
-    right = truth.exact(SMALL, *rows)
-    for place in (1, 2):
-        wrong = list(right)
-        wrong[place] = wrong[place] * math.nan
-        assert math.isnan(truth.errors(truth.Outcome(*wrong), right).gradient)
-    assert truth.errors(right, right) == (0.0, 0.0)
-
-
-# Turns, and the bare products
-
-
-def test_everyone_takes_turns_and_whoever_was_first_is_last_in_the_next_round():
+def test_order_is_reversed_every_round():
     order = []
     runs = {name: lambda name=name: order.append(name) for name in "abc"}
-    seconds = take_turns(runs, lambda run: run() or len(order), 2, lambda: None)
+    seconds = interleave(runs, lambda run: run() or len(order), 2)
     assert "".join(order) == "abccba"
     assert seconds == {"a": [1, 6], "b": [2, 5], "c": [3, 4]}
     assert Seconds.of([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]) == (3.5, 2.0, 5.0)
+    assert Seconds.of([7.0]) == (7.0, 7.0, 7.0)
 
 
-@pytest.mark.parametrize("panel_rows", [1, 5, 100])
-def test_the_bare_products_are_the_products(monkeypatch, panel_rows):
-    monkeypatch.setattr(runs, "PANEL_BYTES", panel_rows * 60 * 4)
-    written = []
-    addmm = torch.addmm
-    monkeypatch.setattr(torch, "addmm", lambda *a, **k: written.append(addmm(*a, **k)))
-    anchor, candidate = (x.detach() for x in make_rows(LossProblem(24, 60, 16)))
-    bare_products(LossProblem(24, 60, 16))(anchor, candidate)
-    torch.testing.assert_close(written[-1], (anchor @ candidate.T).T @ anchor, rtol=1e-4, atol=1e-2)
+def test_rounds_are_more_where_the_case_is_small():
+    assert [rounds(DoubleCase(n), 3) for n in (4, 419, 2048**2)] == [200, 30, 3]
 
 
-def test_rounds_are_more_where_n_is_small():
-    assert [frame.rounds(LossProblem(n, n, 8), 3) for n in (48, 2048, 8192)] == [200, 3, 3]
+# Errors
 
 
-# Whoever fails
+def test_an_error_that_is_no_number_is_kept_and_pieces_add_up():
+    right = Outcome(torch.tensor(2.0).double(), (torch.ones(4).double(), torch.zeros(4).double()))
+    assert errors(right, right) == Errors(0.0, 0.0)
+    assert errors(Outcome(torch.tensor(2.5)), Outcome(right.value)) == (0.25, None)
+    for which in (0, 1):
+        gradients = list(right.gradients)
+        gradients[which] = gradients[which] * math.nan
+        assert math.isnan(errors(right._replace(gradients=tuple(gradients)), right).gradient)
+    halves = [(slice(0, 2), Outcome(torch.tensor(0.5), tuple(g[:2] for g in right.gradients))),
+              (slice(2, 4), Outcome(torch.tensor(1.5), tuple(g[2:] for g in right.gradients)))]  # fmt: skip
+    assert errors(right, halves) == (0.0, 0.0)
+    assert errors(right._replace(gradients=(right.gradients[0] * 1.5, right.gradients[1])), halves).gradient == 0.5
+    with pytest.raises(ValueError, match="zip"):
+        errors(right._replace(gradients=right.gradients[:1]), right)
 
 
-def test_measured_rows_are_whole_and_the_limit_stands_first():
-    result = measure(SMALL, ["fastcse", "eager"], repeat=3, memory=False)
-    assert [row.provider for row in result.rows] == [LIMIT, "fastcse", "eager"]
+# One case
+
+
+def test_rows_are_whole_and_the_lower_bound_is_the_first():
+    done = []
+    result = measured(OURS, Provider("torch", double, note="by hand"), repeat=3, step=done.append)
+    assert [row.provider for row in result.rows] == ["bare products", "fastcse", "torch"]
     assert result.rows[0].to_products == 1.0
-    assert result.backend == fastcse.last_backend()
     for row in result.rows:
         assert row.ms_20 <= row.ms <= row.ms_80
-        assert row.tflops == pytest.approx(6 * 24 * 24 * 16 / (row.ms * 1e-3) / 1e12)
+        assert row.tflops == pytest.approx(1 / row.ms)
         assert row.to_products == pytest.approx(row.ms / result.rows[0].ms)
-    assert result.row("fastcse").gradient_error < 1e-5
+    assert result.row("torch").note == "by hand"
+    # Each provider once, each of the three once a round, each row's memory once.
+    assert (done[:2], done.count("time"), done.count("memory")) == (["fastcse", "torch"], 9, 3)
 
 
-def test_the_forced_backend_is_what_ran():
-    problem = LossProblem(24, 24, 16, backend="reference")
-    assert measure(problem, ["fastcse"], repeat=1, memory=False).backend == "reference"
-
-
-@pytest.mark.parametrize(("calls", "timed"), [(0, False), (2, False), (3, False), (100, True)])
-def test_a_peer_that_fails_is_listed_and_the_others_are_measured(monkeypatch, calls, timed):
-    """It fails at once, in the warm-up beside the others, or in the middle of the rounds."""
-    name = plant(monkeypatch, "planted", failing_after(calls))
-    result = measure(SMALL, ["fastcse", name, "eager"], repeat=4, memory=False)
-    row = result.row(name)
+@pytest.mark.parametrize(("calls", "timed"), [(0, False), (2, False), (100, True)])
+def test_a_peer_that_fails_is_listed_and_the_others_are_measured(calls, timed):
+    result = measured(OURS, Provider("planted", failing_after(calls)), Provider("torch", double), repeat=4)
+    row = result.row("planted")
     assert (row.status == "measured") == timed
     if not timed:
-        assert (row.status, row.reason, row.ms) == ("failed", "MemoryError: planted", None)
-    assert all(result.row(other).ms > 0 for other in (LIMIT, "fastcse", "eager"))
+        assert (row.status, row.reason, row.ms) == ("failed", "MemoryError: planted [red]fault[/]", None)
+    assert all(result.row(name).ms > 0 for name in ("bare products", "fastcse", "torch"))
 
 
-def test_an_absent_and_an_unsuitable_peer_say_why(monkeypatch):
-    plant(monkeypatch, "absent", plain_loss, modules=("no_such_library",), install="pip install nothing")
-    plant(monkeypatch, "unsuitable", plain_loss, losses=("focal",))
-    result = measure(SMALL, ["absent", "unsuitable"], repeat=1, memory=False)
-    told = {row.provider: (row.status, row.reason) for row in result.rows[1:]}
-    assert told == {
-        "absent": ("absent", "no_such_library is not installed: pip install nothing"),
-        "unsuitable": ("unsuitable", "computes focal, not infonce"),
-    }
+def test_who_cannot_run_says_why():
+    def narrow(case, x):
+        need(case.d == 2, "needs width 2")
 
-
-@pytest.mark.parametrize("calls", [1, 4])
-def test_fastcse_may_not_fail(monkeypatch, calls):
-    plant(monkeypatch, "fastcse", failing_after(calls))
-    with pytest.raises(WrongGradient, match=r"fastcse failed at infonce, N = 24, D = 16, .*MemoryError: planted"):
-        measure(SMALL, ["fastcse", "eager"], repeat=6, memory=False)
-
-
-@pytest.mark.parametrize("factor", [2.0, math.nan])
-def test_a_wrong_gradient_ends_the_run(monkeypatch, factor):
-    # The value is right, the gradient is not.
-    plant(
-        monkeypatch, "fastcse", lambda p: lambda a, c: (x := plain_loss(p)(a, c)) * factor + x.detach() * (1 - factor)
+    result = measured(
+        Provider("absent", double, modules=("torch", "no_such_library"), install="pip install nothing"),
+        Provider("lacking", double, lacks=lambda: "has no GPU part"),
+        Provider("another", double, variants=("sum", "mean")),
+        Provider("narrow", narrow),
     )
-    with pytest.raises(WrongGradient, match=r"above the .* that the accuracy rule allows"):
-        measure(SMALL, ["fastcse", "eager"], repeat=1, memory=False)
+    assert {row.provider: (row.status, row.reason) for row in result.rows[1:]} == {
+        "absent": ("absent", "no_such_library is not installed: pip install nothing"),
+        "lacking": ("absent", "has no GPU part"),
+        "another": ("unsuitable", "computes sum and mean, not None"),
+        "narrow": ("unsuitable", "needs width 2"),
+    }
+    assert left_out(result.rows)["absent", "has no GPU part"] == ["lacking"]
 
 
-def test_a_peer_without_a_number_does_not_excuse_fastcse(monkeypatch):
-    plant(monkeypatch, "eager", lambda p: lambda a, c: plain_loss(p)(a, c) * math.nan)
-    result = measure(SMALL, ["fastcse", "eager"], repeat=1, memory=False)
-    row = result.row("eager")
-    assert row.status == "measured"
-    assert math.isnan(row.gradient_error)
-    assert math.isnan(row.loss_error)
-    shown = finite(result.labels())["rows"][2]
-    assert shown["gradient_error"] == "nan"
-    json.dumps(shown, allow_nan=False)
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (failing_after(0), r"fastcse failed at doubling, N = 4, D = 1, of whole numbers: MemoryError"),
+        (failing_after(3), r"fastcse failed at"),
+        (wrong, r"fastcse's error is 1, at doubling, .*: nothing is reported; run the tests"),
+        (lost, r"fastcse's error is nan, at"),
+    ],
+)
+def test_fastcse_may_not_fail_or_be_wrong(make, says):
+    with pytest.raises(WrongAnswer, match=says):
+        measured(Provider("fastcse", make), Provider("torch", double), repeat=6)
 
 
-def test_a_failure_to_weigh_takes_nothing_from_the_times(monkeypatch):
-    monkeypatch.setattr(frame, "SMALLEST_WEIGHED", 1)
+def test_the_fastest_configuration_is_the_one_that_is_reported():
+    seen = []
 
-    def weigh(problem, provider, choice):
-        if provider == "eager":
+    def make(case, x, config):
+        return lambda: seen.append(config) or 2 * x
+
+    row = measured(Provider("chunked", make, configs=(8, 16))).row("chunked")
+    assert row.choice in (8, 16)
+    assert seen[:4] == [8, 8, 16, 16]
+    assert set(seen[4:]) == {row.choice}
+
+
+# Memory
+
+
+def test_memory_is_what_lies_beyond_inputs_and_outputs(monkeypatch):
+    monkeypatch.setattr(memory_of, "peak_memory", lambda device: lambda run: run() or 5 * MIB)
+    assert memory_of._extra_memory(SMALL, OURS, None) == 3.0
+    assert memory_of._extra_memory(SMALL, None, None) == 5.0
+    monkeypatch.setattr(memory_of, "peak_memory", lambda device: lambda run: None)
+    assert memory_of._extra_memory(SMALL, OURS, None) is None
+
+
+def test_a_failure_to_measure_memory_takes_nothing_from_the_times(monkeypatch):
+    def extra(case, provider, config):
+        if provider is not None and provider.name == "torch":
             raise RuntimeError("planted")
         return 3.0
 
-    monkeypatch.setattr(frame, "extra_memory", weigh)
-    result = measure(SMALL, ["fastcse", "eager"], repeat=1)
-    assert (result.row("fastcse").extra_mib, result.row("eager").extra_mib) == (3.0, None)
-    assert result.row("eager").ms > 0
-    assert "not weighed: RuntimeError: planted" in result.row("eager").note
+    monkeypatch.setattr(f"{FRAME}.extra_memory", extra)
+    result = measured(OURS, Provider("torch", double), case=DoubleCase(2048**2), memory=True)
+    assert (result.row("fastcse").extra_mib, result.row("torch").extra_mib) == (3.0, None)
+    assert result.row("torch").ms > 0
+    assert "memory not measured: RuntimeError: planted" in result.row("torch").note
+    few = measured(OURS, case=DoubleCase(2048**2 // 1000 - 1), memory=True)
+    assert few.row("fastcse").extra_mib is None
+
+
+def test_memory_on_the_cpu_is_that_of_a_process_of_its_own():
+    """The one child of these tests; everything that it is sent is found by name."""
+    benchmark = BENCHMARKS["loss"]
+    case = benchmark.case(2048, 2048, 8, loss="focal")
+    matrix = 2048 * 2048 * 4 / MIB
+    assert memory_of.extra_memory(case, benchmark.providers["eager"]) > matrix
+
+
+# Files and tables
+
+
+def test_no_number_is_null_with_a_note_and_old_files_have_it_as_text(tmp_path, monkeypatch):
+    monkeypatch.setitem(BENCHMARKS, "doubling", Benchmark(DoubleCase, {}, 1, ""))
+    result = measured(OURS, Provider("lost", lost))
+    assert math.isnan(result.row("lost").error)
+    made = Document("fastcse bench doubling", environment("cpu"), [result])
+    write_results(tmp_path / "new" / "a.json", made)
+    labels = json.loads((tmp_path / "new" / "a.json").read_text())
+    (row,) = [row for row in labels["results"][0]["rows"] if row["provider"] == "lost"]
+    assert (row["error"], row["note"]) == (None, "error is nan")
+    found = read_results(tmp_path / "new" / "a.json")
+    assert found.results[0].case == SMALL
+    assert (found.machine, found.command) == (made.machine, made.command)
+    assert found.results[0].row("fastcse") == result.row("fastcse")
+    row["error"] = "nan"
+    (tmp_path / "old.json").write_text(json.dumps(labels))
+    assert math.isnan(read_results(tmp_path / "old.json").results[0].row("lost").error)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"command": "", "machine": {}, "results": [{"operation": "x"}]}'])
+def test_what_is_no_result_file_is_named(tmp_path, text):
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"a\.json' holds no results of fastcse bench"):
+        read_results(path)
+    with pytest.raises(InputError, match=r"b\.json' does not exist"):
+        read_results(tmp_path / "b.json")
+
+
+@pytest.mark.parametrize("n", [(4,), (4, 8)])
+def test_the_figure_has_a_panel_for_what_was_measured(tmp_path, monkeypatch, n):
+    figures = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, file, **options: figures.append(figure))
+    results = [measured(OURS, Provider("torch", wrong), case=DoubleCase(k, data=data)) for k in n
+               for data in ("clustered", "random")]  # fmt: skip
+    draw(results, tmp_path / "a.png")
+    panels = figures[0].axes
+    assert [panel.get_title(loc="left") for panel in panels] == ["time / time of the bare products", "error"]
+    if len(n) == 1:
+        assert len(panels[0].patches) == 6
+        return
+    labels = [text.get_text() for text in figures[0].legends[0].texts]
+    assert labels == [f"{name} data {data}" for data in ("clustered", "random")
+                      for name in ("bare products", "fastcse", "torch")]  # fmt: skip
+    assert [len(line.get_xdata()) for line in panels[0].lines] == [2] * 6
+    assert len(panels[1].lines) == 2  # the error of fastcse is 0, which no logarithm has
+
+
+def test_tables_fit_80_columns_and_name_everyone(monkeypatch, capsys):
+    from rich.console import Console
+
+    long = "sentence-transformers cached large"
+    result = measured(OURS, Provider(long, double, note="[whole] matrix", configs=()), Provider("lost", lost),
+                      Provider("broken", failing_after(0)))  # fmt: skip
+    console = Console(width=80)
+    console.print(result_table(result))
+    console.print(legend([result]))
+    text = capsys.readouterr().out
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    for part in (
+        long,
+        "bare products",
+        "TFLOP/s",
+        f"{long}: [whole] matrix",
+        "broken failed: MemoryError: planted [red]",
+    ):
+        assert part in text
+    (row,) = [line for line in text.splitlines() if line.startswith("lost")]
+    assert row.split()[-1] == "nan"
+
+
+# The command
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(f"{FRAME}.rounds", lambda case, repeat: repeat)
+
+
+def run(tmp_path, *providers, n=(4,), as_json=False):
+    """`fastcse bench doubling`."""
+    benchmark = Benchmark(DoubleCase, {provider.name: provider for provider in providers}, 1, "")
+    files = {"output": str(tmp_path / "a.json"), "plot": str(tmp_path / "made" / "a.png")}
+    command.run_all(benchmark, [DoubleCase(k) for k in n], command.Run(repeat=1, memory=False, **files), as_json)
+
+
+def stopping_at(n, error, seen=lambda: None):
+    """fastcse, but `error` at the case of this size."""
+
+    def make(case, x):
+        seen()
+        if case.n == n:
+            raise error
+        return lambda: 2 * x
+
+    return Provider("fastcse", make)
+
+
+def test_a_command_shows_and_writes_the_same(tmp_path, quick, capsys):
+    run(tmp_path, OURS, Provider("lost", lost), as_json=True)
+    report = json.loads(capsys.readouterr().out)
+    assert report == json.loads((tmp_path / "a.json").read_text())
+    assert report["machine"]["versions"]["torch"]
+    assert (tmp_path / "made" / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["a.json", "a.png"]
+
+
+def test_a_file_is_written_after_each_case(tmp_path, quick):
+    seen = []
+    run(tmp_path, stopping_at(0, None, lambda: seen.append((tmp_path / "a.json").exists())), n=(4, 5))
+    assert seen == [False, True]
+
+
+def test_an_interrupt_keeps_what_was_measured(tmp_path, quick, capsys):
+    with pytest.raises(typer.Exit) as ended:
+        run(tmp_path, stopping_at(5, KeyboardInterrupt()), n=(4, 5, 6))
+    assert ended.value.exit_code == 130
+    assert "Stopped after 1 of 3 problems." in capsys.readouterr().err
+    assert [result["n"] for result in json.loads((tmp_path / "a.json").read_text())["results"]] == [4]
+    (tmp_path / "a.json").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, stopping_at(4, KeyboardInterrupt()), n=(4, 5))
+    assert not (tmp_path / "a.json").exists()
+
+
+def test_a_wrong_answer_ends_with_code_1_and_removes_what_was_written(tmp_path, quick, capsys):
+    with pytest.raises(typer.Exit) as ended:
+        run(tmp_path, stopping_at(5, RuntimeError("planted")), n=(4, 5))
+    assert ended.value.exit_code == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "Error: fastcse failed at doubling, N = 5" in shown.err
+    assert not (tmp_path / "a.json").exists()
+    (tmp_path / "a.json").write_text("earlier")
+    with pytest.raises(typer.Exit):
+        run(tmp_path, stopping_at(4, RuntimeError("planted")))
+    assert (tmp_path / "a.json").read_text() == "earlier"
+
+
+def test_a_file_that_cannot_be_finished_leaves_nothing(tmp_path, quick, monkeypatch):
+    monkeypatch.setattr(Measurement, "labels", lambda self: {"ms": math.inf})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        run(tmp_path, OURS)
+    assert not list(tmp_path.glob("*.*"))
+
+
+def test_fastcse_is_always_among_the_chosen():
+    loss = BENCHMARKS["loss"]
+    assert [p.name for p in command._chosen(loss, "chunked eager, eager")] == ["fastcse", "eager", "chunked eager"]
+    assert [p.name for p in command._chosen(loss, "all")] == list(loss.providers)
+
+
+def test_a_result_is_read_back_as_what_it_was():
+    for benchmark in BENCHMARKS.values():
+        result = Result(benchmark.case(2048), 3, "cpp", [benchmark.case.row("fastcse", ms=1.0)])
+        assert output.read_result(result.labels()) == result

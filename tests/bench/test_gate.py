@@ -6,16 +6,16 @@ import sys
 import pytest
 
 from benchmarks import gate
-from fastcse.bench.machine import machine
-from fastcse.bench.problem import LossProblem
+from fastcse.bench.environment import environment
+from fastcse.bench.loss import LossCase
 
-PROBLEM = LossProblem(64, 64, 16, "focal")
-OTHER = LossProblem(64, 64, 16)
+PROBLEM = LossCase(64, 64, 16, "focal")
+OTHER = LossCase(64, 64, 16)
 
 
 @pytest.fixture(scope="module")
 def facts():
-    return machine("cpu")
+    return environment("cpu")
 
 
 @pytest.fixture

@@ -87,7 +87,7 @@ def test_every_stage_has_steps_that_the_command_line_takes(tmp_path, monkeypatch
 
     monkeypatch.setattr(FRAME, "measure", note)
     monkeypatch.setattr(
-        importlib.import_module("fastcse.cli.bench.train"), "_sentences", lambda corpus: list("abcdefgh") * 1024
+        importlib.import_module("fastcse.cli.bench"), "_sentences", lambda corpus: list("abcdefgh") * 1024
     )
     tables = [step for step in steps(tmp_path, "cpu", dry) if "fastcse.cli" in step.command]
     for step in tables:

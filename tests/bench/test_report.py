@@ -9,12 +9,9 @@ import pytest
 from benchmarks.report import __main__ as report
 from benchmarks.report.files import Unreadable
 from benchmarks.report.gpu import TARGETS, reached
-from fastcse.bench.loss import Row
-from fastcse.bench.machine import machine
-from fastcse.bench.output import finite
-from fastcse.bench.problem import LossProblem
-from fastcse.bench.rows.problem import RowsProblem
-from fastcse.bench.rows.subject import RowsEntry
+from fastcse.bench.environment import environment
+from fastcse.bench.loss import LossCase, LossMeasurement
+from fastcse.bench.rowwise import RowwiseCase, RowwiseMeasurement
 
 README = "# before\n\n<!-- results -->\nold text\n<!-- end of results -->\n\nafter\n"
 ROOFLINE = (
@@ -25,20 +22,31 @@ ROOFLINE = (
 )
 
 
+def finite(value):
+    """NaN and infinity as text, as older files have them."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [finite(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def row(provider, ms, **more):
     numbers = dict(ms=ms, ms_20=0.9 * ms, ms_80=1.1 * ms, tflops=0.25, to_products=ms / 100, loss_error=1e-7,
                    gradient_error=2.5e-6, extra_mib=ms / 10)  # fmt: skip
-    return Row(provider, **{**numbers, **more}).__dict__
+    return LossMeasurement(provider, **{**numbers, **more}).__dict__
 
 
 def document(problem, *rows, **facts):
     result = {**problem.labels(), "repeat": 3, "backend": "cpp", "rows": [row("bare products", 100.0), *rows]}
-    return {"command": "fastcse bench loss --planted", "machine": {**machine("cpu"), **facts}, "results": [result]}
+    return {"command": "fastcse bench loss --planted", "machine": {**environment("cpu"), **facts}, "results": [result]}
 
 
 def cpu(loss="infonce", **more):
-    absent = Row("Planted absent", status="absent", reason="planted is not installed: pip install planted").__dict__
-    return document(LossProblem(4096, 4096, 768, loss, **more), row("fastcse", 123.4), row("eager", 246.8),
+    absent = LossMeasurement(
+        "Planted absent", status="absent", reason="planted is not installed: pip install planted"
+    ).__dict__
+    return document(LossCase(4096, 4096, 768, loss, **more), row("fastcse", 123.4), row("eager", 246.8),
                     row("torch.compile", 185.1), row("Planted peer", 148.08, choice=512), absent)  # fmt: skip
 
 
@@ -87,7 +95,7 @@ def test_tables_and_figures_are_made_from_the_files(root):
     assert "`fastcse bench loss --planted`" in page
     assert page.count("| Planted peer (512) | 4096 | 4096 | 768 | 148.1 | 133.3 - 162.9 | 1.48 |") == 2
     assert page.count("Planted absent absent (planted is not installed: pip install planted)") == 2
-    assert machine("cpu")["cpu"] in readme
+    assert environment("cpu")["cpu"] in readme
     picture = (root / "benchmarks" / "results" / "loss_cpu.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
     assert len(picture) > 20_000
@@ -107,7 +115,7 @@ def test_the_text_around_the_markers_stays_and_a_second_run_changes_nothing(root
 
 def test_accuracy_is_by_rows_and_stage_and_keeps_what_is_no_number(root):
     both = cpu()
-    both["results"] += document(LossProblem(4096, 4096, 768, data="random", stage="late"), row("fastcse", 1.0),
+    both["results"] += document(LossCase(4096, 4096, 768, data="random", stage="late"), row("fastcse", 1.0),
                                 row("eager", 1.0, gradient_error=math.nan))["results"]  # fmt: skip
     write(root, "accuracy_cpu.json", both)
     _, page = texts(root)
@@ -128,8 +136,8 @@ def test_the_model_is_no_measurement(root):
 
 
 def gpu_document(gpu="NVIDIA H100 80GB HBM3", **ours):
-    problem = LossProblem(65536, 65536, 768, dtype="bfloat16", device="cuda")
-    failed = Row("eager", status="failed", reason="OutOfMemoryError: planted").__dict__
+    problem = LossCase(65536, 65536, 768, dtype="bfloat16", device="cuda")
+    failed = LossMeasurement("eager", status="failed", reason="OutOfMemoryError: planted").__dict__
     return document(problem, row("fastcse", 118.0, **{"tflops": 650.0, **ours}), failed, row("Inf-CL", 1180.0), gpu=gpu)
 
 
@@ -166,11 +174,11 @@ def test_a_gpu_file_of_several_settings_has_a_table_for_each(root):
 
 
 def rows_document(device, **facts):
-    problem = RowsProblem(65536, 768, device=device, dtype="float32" if device == "cpu" else "bfloat16")
-    rows = [RowsEntry(name, ms=ms, ms_20=ms, ms_80=ms, to_products=ms / 2, gb_s=9.87, of_copy=2 / ms).__dict__
+    problem = RowwiseCase(65536, 768, device=device, dtype="float32" if device == "cpu" else "bfloat16")
+    rows = [RowwiseMeasurement(name, ms=ms, ms_20=ms, ms_80=ms, to_products=ms / 2, gb_s=9.87, of_copy=2 / ms).__dict__
             for name, ms in (("copy", 2.0), ("fastcse", 2.2), ("eager", 11.0))]  # fmt: skip
     result = {**problem.labels(), "repeat": 3, "backend": "cpp", "rows": rows}
-    return {"command": "fastcse bench rows --planted", "machine": {**machine("cpu"), **facts}, "results": [result]}
+    return {"command": "fastcse bench rows --planted", "machine": {**environment("cpu"), **facts}, "results": [result]}
 
 
 def test_row_wise_operations_have_their_section(root):

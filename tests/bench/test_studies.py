@@ -206,7 +206,7 @@ def test_sts_runs_are_joined_with_earlier_ones_and_scored_on_further_sets(tmp_pa
         files = [dict(name=f"{x}.tsv", spearman=scores[x], alignment=0.1, uniformity=-2.0) for x in scores]
         return SimpleNamespace(stdout=json.dumps(trained if command[3] == "train" else {"files": files}))
 
-    monkeypatch.setattr(sts, "machine", lambda device: {"cpu": "planted"})
+    monkeypatch.setattr(sts, "environment", lambda device: {"cpu": "planted"})
     monkeypatch.setattr(sts.subprocess, "run", run)
     work = tmp_path / "work"
     paths = f"--corpus {tmp_path / 'corpus.txt'} --sts-dir {tmp_path} --work {work} --more {tmp_path / 'sts15.tsv.gz'}"

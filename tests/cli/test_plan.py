@@ -11,8 +11,9 @@ from transformers import BertConfig, BertModel
 from typer.testing import CliRunner
 
 import fastcse
+from fastcse.bench.loss import LossCase
 from fastcse.bench.memory import MIB, extra_memory
-from fastcse.bench.problem import LossProblem
+from fastcse.bench.peers import PEERS
 from fastcse.cli import app
 from fastcse.native.sweep import Workspace, plan_rows
 from fastcse.planning import model
@@ -198,7 +199,7 @@ def test_the_memory_of_a_loss_is_what_its_process_takes():
     run = Run(batch=2 * N, dim=D, dtype="fp32", gpu="cpu")
     held = {held.name: held.bytes / MIB for held in model.memory(run)}
     outside = held["embeddings of the local batch"] + held["gradients of the loss"]  # 8 + 8
-    beyond = extra_memory(LossProblem(2 * N, 2 * N, D, backend="cpp"), "fastcse", None)
+    beyond = extra_memory(LossCase(2 * N, 2 * N, D, backend="cpp"), PEERS["fastcse"])
     if beyond is None:
         pytest.skip("only Linux tells what a process took at most")
     assert outside + held["loss workspace"] == pytest.approx(32)

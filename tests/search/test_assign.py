@@ -496,7 +496,7 @@ def test_sums_do_not_depend_on_the_threads(module, normalize):
 
 WEIGHED = """
 import sys, torch, fastcse
-from fastcse.bench.peak import peak_of_process
+from fastcse.bench.memory import peak_of_process
 module = sys.modules["fastcse.native.kmeans"]
 points, centroids = torch.randn(20_000, 32), torch.randn(4096, 32)
 can = module.multiplies_half()

@@ -127,7 +127,7 @@ def test_agreement_with_faiss_by_distance(forced, sift):
 
 WEIGHED = """
 import sys, torch, fastcse
-from fastcse.bench.peak import peak_of_process
+from fastcse.bench.memory import peak_of_process
 n, m, d, k, kind, half = sys.argv[1:]
 module = sys.modules["fastcse.native.topk_search"]
 module.multiplies_half = lambda: half == "True"

@@ -1,0 +1,255 @@
+"""Row-wise operations: value and gradients against float64, and one copy of the same bytes as the lower bound of time.
+
+The bound reads what must be read once, writes what must be written once, and computes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..losses.quadruplet import WEIGHTS
+from ..options import option
+from .accuracy import Outcome, allowed_error, errors, run_once
+from .case import ArrayCase, Measurement, Metric, Result
+from .data import make_rows
+from .provider import Provider
+
+MODES = ("full", "forward")
+# (N, D) arrays that must be read or written, once in each pass: a backward pass is after others have used the memory,
+# so that what it needs of the forward pass is read again. Vectors (N,) are not counted.
+PASSES = {
+    ("quadruplet", "full"): 8,  # four rows; their gradients, which can be made while the rows are read
+    ("quadruplet", "forward"): 4,
+    ("normalize", "full"): 4,  # the row; and backward it, the gradient above, and what that becomes
+    ("normalize", "forward"): 1,
+    ("adversarial", "forward"): 3,  # base, direction; the moved row
+}
+OPS = tuple(dict.fromkeys(op for op, _ in PASSES))
+# Beyond twice what plain torch misses: rounding of a few sums along a row.
+SLACK = {"float32": 1e-6, "bfloat16": 4e-3, "float16": 1e-3}
+# Opens every hinge: a row at rest costs fastcse less, and a benchmark may not live on that.
+MARGIN = 1.0
+# Length of an adversarial move, relative to the row's.
+STEP = 0.1
+# Of one array of a piece in float64.
+PIECE_BYTES = 1 << 25
+
+
+@dataclass
+class RowwiseMeasurement(Measurement):
+    """A provider of a row-wise operation. `gb_s` counts the bytes of the lower bound for everybody."""
+
+    gb_s: float | None = None
+    of_copy: float | None = None
+    value_error: float | None = None
+    gradient_error: float | None = None
+
+    def rate(self, case: RowwiseCase) -> None:
+        self.gb_s, self.of_copy = case.bytes / self.ms / 1e6, 1 / self.to_products
+
+
+@dataclass(frozen=True)
+class RowwiseCase(ArrayCase):
+    """A row-wise operation on N rows of width D.
+
+    quadruplet: the mean hinge of anchors, positives, batch and corpus negatives. normalize: 1 / |x|, or x / |x|, and
+    backward the gradient by x of what is given by x / |x|. adversarial: x + radius g / |g|, which has no backward, with
+    the radius of each row known.
+
+    `backend` forces one of fastcse's.
+    """
+
+    n: int = option(65_536, "Rows.", least=1, several=True)
+    d: int = option(768, "Width of a row.", least=1, several=True)
+    op: str = option("quadruplet", "Operation.", choices=OPS, several=",".join(OPS))
+    mode: str = option("full", "full is forward and backward; adversarial has no backward.", choices=MODES)
+
+    row = RowwiseMeasurement
+    metrics = (
+        Metric("gb_s", "GB/s", "bandwidth", "GB/s", ".1f"),
+        Metric("of_copy", "of\ncopy", "share of the copy's bandwidth", "share", ".0%"),
+        Metric("value_error", "value\nerror", "value error", "relative", drawn="relative error of the value"),
+        Metric("gradient_error", "grad.\nerror", "gradient error", "relative", drawn="relative error of the gradients"),
+    )
+    legend = (
+        "MiB: beyond inputs and gradients or moved rows; GB/s: what the copy reads and writes, by each one's time; "
+        "of copy: share of the copy's bandwidth; errors: relative, from float64, over all rows."
+    )
+    axes = ("op", "n", "d", "data")
+    lower_bound_name = "copy"
+    always = ("fastcse", "eager")  # eager is the yardstick of the accuracy rule
+    operations = OPS
+    labelled = ("operation", "m")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.op == "adversarial":
+            object.__setattr__(self, "mode", "forward")
+
+    @property
+    def m(self) -> int:
+        """As many of everything."""
+        return self.n
+
+    @property
+    def operation(self) -> str:
+        return self.op
+
+    @property
+    def bytes(self) -> int:
+        """What must be read and written, in the type of the rows; counted alike for everybody."""
+        return PASSES[self.op, self.mode] * self.n * self.d * self.torch_dtype.itemsize
+
+    @property
+    def setting(self) -> str:
+        what = "forward + backward" if self.mode == "full" else "forward alone"
+        return f"{what}, {self.where}, {self.data} rows"
+
+    def inputs(self) -> tuple[Tensor, ...]:
+        """Fresh rows, those that require gradients first: anchor, positive, batch and corpus negative; or rows and the
+        gradient above x / |x|; or rows, direction and (N,) radius."""
+        x, other = make_rows(self)
+        if self.op == "normalize":
+            return x, other.detach()
+        if self.op == "adversarial":
+            return x, other, STEP * torch.linalg.vector_norm(x, dim=-1)
+        corpus_negative = make_rows(replace(self, seed=self.seed + 1))[1]
+        # Another anchor's positive.
+        batch_negative = other.detach().roll(1, 0).requires_grad_(other.requires_grad)
+        return x, other, batch_negative, corpus_negative
+
+    def run_once(self, fn: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Outcome:
+        """One call, and backward unless the mode leaves it out; the gradient above a normalised row is an input."""
+        leaves, upstream = (inputs[:1], inputs[1]) if self.op == "normalize" else (inputs, None)
+        return run_once(fn, leaves, upstream, self.mode == "full")
+
+    def exact(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The inputs: what is right is made anew for each outcome, in pieces, because all of it in float64 would take
+        several times the memory of what is measured."""
+        return inputs
+
+    def pieces(self, inputs: tuple[Tensor, ...], factors: bool) -> Iterator[tuple[slice, Outcome]]:
+        """Rows, and their part of the outcome in float64; `factors`: the value of normalize is 1 / |x|."""
+        fn = PLAIN[self.op]["functional"]
+        step = max(1, PIECE_BYTES // (8 * self.d))
+        for start in range(0, self.n, step):
+            rows = slice(start, start + step)
+            piece = tuple(x.detach()[rows].double().requires_grad_(x.requires_grad) for x in inputs)
+            share = len(piece[0]) / self.n
+
+            def part(*taken: Tensor, share: float = share) -> Tensor:
+                value = fn(*taken)
+                return value * share if value.dim() == 0 else value  # a mean
+
+            outcome = self.run_once(part, piece)
+            if factors:
+                outcome = outcome._replace(value=piece[0].detach().norm(dim=-1).reciprocal())
+            yield rows, outcome
+
+    def score(self, row: RowwiseMeasurement, provider: Provider, outcome: Outcome, exact: tuple[Tensor, ...]) -> None:
+        row.value_error, row.gradient_error = errors(outcome, self.pieces(exact, outcome.value.dim() == 1))
+
+    def fault(self, ours: RowwiseMeasurement, result: Result) -> str | None:
+        eager = result.measured.get("eager")
+        for part in ("value", "gradient"):
+            error = getattr(ours, f"{part}_error")
+            allowed = allowed_error(eager and getattr(eager, f"{part}_error"), SLACK[self.dtype])
+            if error is not None and not error <= allowed:
+                return f"fastcse's {part} error {error:.2e} is above the {allowed:.2e} that the accuracy rule allows"
+        return None
+
+    def lower_bound(self) -> Callable[..., object]:
+        if self.op == "adversarial":
+            run = _written_from_two
+        elif self.mode == "forward":
+            run = _read
+        elif self.op == "quadruplet":
+            run = _clones
+        else:
+            run = self._in_place()
+        return torch.no_grad()(run)
+
+    def _in_place(self) -> Callable[[Tensor, Tensor], None]:
+        held = torch.zeros(self.n, self.d, dtype=self.torch_dtype, device=self.device)
+
+        def run(x: Tensor, gradient: Tensor) -> None:
+            x.sum()
+            held.add_(x)
+
+        return run
+
+    @property
+    def lower_bound_note(self) -> str:
+        if self.op == "adversarial":
+            what = "rows and direction added up in fresh memory"
+        elif self.mode == "forward":
+            what = "the sum of all entries"
+        elif self.op == "quadruplet":
+            what = "the four inputs cloned into fresh memory"
+        else:
+            what = "the sum of all entries, then the rows added to the gradient in place"
+        return f"{self.op}: {what}"
+
+    def output_bytes(self, inputs: tuple[Tensor, ...]) -> int:
+        """Moved rows, or gradients; values by row are small, or a provider's own way."""
+        count = {"quadruplet": 4, "normalize": 1}.get(self.op, 0) if self.mode == "full" else 0
+        return (1 if self.op == "adversarial" else count) * inputs[0].nbytes
+
+
+def _clones(*rows: Tensor) -> None:
+    # Kept where gradients are, so that the next run frees the memory, as with everybody.
+    for x in rows:
+        x.grad = None
+    for x in rows:
+        x.grad = x.detach().clone()
+
+
+def _written_from_two(x: Tensor, direction: Tensor, radius: Tensor) -> Tensor:
+    return x + direction
+
+
+def _read(*rows: Tensor) -> None:
+    for x in rows:
+        x.sum()
+
+
+def _hinge(positive: Tensor, batch: Tensor, corpus: Tensor) -> Tensor:
+    return F.relu(WEIGHTS[0] * batch + WEIGHTS[1] * corpus - positive + MARGIN).mean()
+
+
+def _cosines(a: Tensor, p: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    return _hinge(*(F.cosine_similarity(a, x, dim=-1) for x in (p, b, c)))
+
+
+def _unit_products(*rows: Tensor) -> Tensor:
+    a, *others = (F.normalize(x, dim=-1) for x in rows)
+    return _hinge(*((a * x).sum(-1) for x in others))
+
+
+def _normalize(x: Tensor) -> Tensor:
+    return F.normalize(x, dim=-1)
+
+
+def _over_norm(x: Tensor) -> Tensor:
+    return x / x.norm(dim=-1, keepdim=True)
+
+
+def _step(x: Tensor, direction: Tensor, radius: Tensor) -> Tensor:
+    return x + radius[:, None] * F.normalize(direction, dim=-1)
+
+
+def _step_over_norm(x: Tensor, direction: Tensor, radius: Tensor) -> Tensor:
+    return x + (radius / direction.norm(dim=-1))[:, None] * direction
+
+
+# operation -> the two usual ways to write it
+PLAIN = {
+    "quadruplet": {"functional": _cosines, "by hand": _unit_products},
+    "normalize": {"functional": _normalize, "by hand": _over_norm},
+    "adversarial": {"functional": _step, "by hand": _step_over_norm},
+}
