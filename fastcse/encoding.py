@@ -120,7 +120,7 @@ def check_texts(name: str, texts: Sequence[str], count: int | None = None) -> li
 
 
 def _encoder(model: Any, kind: str | None, prompts: dict[str, str | None], batch_size: int) -> Callable:
-    """A call of the model with those arguments that it takes."""
+    """A call of the model with those arguments that it accepts."""
     function = getattr(model, f"encode_{kind}", None) or getattr(model, "encode", None)
     if not callable(function):
         raise ValueError(f"model must have encode, encode_query or encode_document, got {type(model).__name__}")
@@ -134,7 +134,7 @@ def _encoder(model: Any, kind: str | None, prompts: dict[str, str | None], batch
 
 
 def accepted(function: Callable, options: dict[str, Any]) -> dict[str, Any]:
-    """Those of the options that a function takes."""
+    """Those of the options that are parameters of a function."""
     taken = inspect.signature(function).parameters
     if any(p.kind is p.VAR_KEYWORD for p in taken.values()):
         return options
@@ -190,7 +190,7 @@ def digest_of(model: Any, texts: Iterable[str], *settings: Any) -> str:
     texts.
 
     The weights themselves are read, not the name they were loaded by: a model that was trained further is another one.
-    A model without weights that torch knows (another runtime's) is told apart by its revision.
+    A model without weights of torch (another runtime's) has its revision as the key.
 
     Raises:
         ValueError: the model has neither.

@@ -173,7 +173,7 @@ def make_folders(files: Mapping[str, Path]) -> None:
 
 
 def write_arrays(files: Mapping[str, Path], arrays: Mapping[str, np.ndarray]) -> None:
-    """Each array to its file. All are on the disk before the first takes its name.
+    """Each array to its file. All are on the disk before the first is renamed.
 
     Raises:
         InputError: the disk is full, or refuses.

@@ -23,7 +23,7 @@ from .options import command
 
 SUFFIXES = (".jsonl", ".tsv")
 TEXT = ("pairs", "corpus")
-# These say where and how fast, not what; of the text files the content counts, whatever they are called.
+# These decide where and how fast, not what; of the text files the content counts, whatever their names.
 FREE = {*TEXT, "output", "cache_folder", "overwrite", "resume", "batch_size", "backend"}
 ENCODE = {"panel": "Encoding and search"}
 RUN = {"panel": "The run"}

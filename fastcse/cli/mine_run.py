@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Router
@@ -20,7 +20,7 @@ from ..mining.formats import as_table
 from ..mining.negatives import MinedNegatives
 from ..mining.pair_texts import PairTexts, pair_texts, text_column
 from ..mining.report import summarize
-from ..mining.texts import mine_texts
+from ..mining.texts import EncodingOptions, mine_texts
 from ..ops.dispatch import last_backend
 from ..training.data import read_corpus, read_pairs
 from ..training.encoders import load_encoder
@@ -32,23 +32,17 @@ if TYPE_CHECKING:
 
 MANIFEST = "fastcse_mine.json"  # in the cache: which run it belongs to, and that it may be removed
 ROWS_AT_ONCE = 1000
-PROMPTS = ("query_prompt", "query_prompt_name", "corpus_prompt", "corpus_prompt_name")
+PROMPTS = tuple(name for name in EncodingOptions.__dataclass_fields__ if "prompt" in name)
 # These decide the embeddings: the rest of a run can be changed without encoding anything again.
 EMBEDDING = {"model", "max_length", *PROMPTS, *(name + SHA256 for name in TEXT)}
 
 
-class MineReport(NamedTuple):
-    """`document` is what `--json` prints; `mined` is None where an earlier run had done it all."""
-
-    document: dict[str, Any]
-    mined: MinedNegatives | None
-
-
-def run_mine(options: MineOptions, say: Callable[[str], None]) -> MineReport:
-    """Mine, write the output and the report beside it, and return the report.
+def run_mine(options: MineOptions, say: Callable[[str], None]) -> tuple[dict[str, Any], MinedNegatives | None]:
+    """Mine, write the output and the report beside it, and return the report, and what was mined: None where an earlier
+    run had done it all.
 
     Args:
-        say: receives a line about what else there is to know.
+        say: called with a line for the user.
 
     Raises:
         InputError: a file, model or option is not what it should be, or the filters leave no negative at all. What was
@@ -61,7 +55,7 @@ def run_mine(options: MineOptions, say: Callable[[str], None]) -> MineReport:
     finished = files.finished(identity)
     if finished is not None:
         say(f"{options.output} is complete, nothing was left to do.")
-        return MineReport(finished, None)
+        return finished, None
     if options.mining.enough > len(texts.corpus) - 1:
         raise InputError(
             f"--num-negatives {options.mining.num_negatives} after --range-min {options.mining.range_min} is more than "
@@ -83,7 +77,7 @@ def run_mine(options: MineOptions, say: Callable[[str], None]) -> MineReport:
             "backend": last_backend() if options.index == "exact" else f"faiss {options.index}",
             "seconds": round(time.perf_counter() - start, 1),
         }
-        return MineReport(files.finish(row_writer(table, options), document), mined)
+        return files.finish(row_writer(table, options), document), mined
     except KeyboardInterrupt:
         if files.discard_if_empty():
             say(f"What was encoded is in {cache}: {'run it again' if files.kept else 'add --resume'} to go on.")
@@ -277,14 +271,14 @@ class RunFiles:
         return self.cache
 
     def discard_if_empty(self) -> bool:
-        """Remove a cache that holds no embeddings yet, and say whether there is something to go on from."""
+        """Remove a cache that holds no embeddings yet, and return whether there are embeddings to resume from."""
         encoded = any(self.cache.rglob("*.npy"))
         if not (encoded or self.kept):
             shutil.rmtree(self.cache, ignore_errors=True)
         return encoded
 
     def finish(self, write: Callable[[BinaryIO], None], report: dict[str, Any]) -> dict[str, Any]:
-        """Write the output, then the report, then remove the cache that nobody wants to keep."""
+        """Write the output, then the report, then remove the cache unless `cache_folder` keeps it."""
         write_atomic(self.output, write)
         report = {**report, "output_sha256": sha256_of(self.output)}
         write_json(self.report, report)

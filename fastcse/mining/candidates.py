@@ -227,8 +227,8 @@ class CandidateSearch:
         return self.options.filter(scores, self.least_positive[rows], counts), ids
 
     def _between(self, rows: Tensor, low: Tensor, high: Tensor) -> Iterator[Candidates]:
-        """The best between the bounds: one search, unless rounding at a bound takes some away."""
-        # Sampling wants a choice.
+        """The best between the bounds: one search, unless some are dropped by rounding at a bound."""
+        # To sample, more than will be drawn.
         wanted = self.end if self.options.sampling_strategy == "random" else self.options.enough
         k = wanted + self.exclude.shape[1] + self._positives_between(rows, low, high)
         while rows.numel():

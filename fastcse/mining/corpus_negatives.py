@@ -1,4 +1,4 @@
-"""Hard negatives from the whole corpus for every batch of a training run, and the upkeep of the bank they come from."""
+"""Hard negatives of each training batch from the whole corpus, and the updates of the index that holds it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class CorpusNegatives:
         index:     what to search: a `CorpusIndex` of metric "cosine" or "ip", or a `ShardedIndex` of such.
         k:         how many rows are averaged. Where fewer take part, those there are; where none does, the negative is
                    a zero row, whose similarity is 0.
-        skip:      how many of the nearest are passed over, since they may say the same as the anchor.
-        sample:    draw the k at random from this many nearest behind `skip`; None takes the first.
+        skip:      how many of the nearest are skipped, since they may be paraphrases of the anchor.
+        sample:    draw the k at random from this many nearest behind `skip`; None: the first k.
         max_score: rows more similar than this are no negatives: near-duplicates.
         refresh:   "never"; or a number n: `step` encodes the corpus anew every n steps; or "write-through": `write`
                    replaces the rows of a batch.
@@ -33,8 +33,8 @@ class CorpusNegatives:
     Raises:
         ValueError: an index that is too small for k and skip or of another metric, or an option out of range.
 
-    Source: HSimCSE's released code (github.com/xubodhu/HSimCSE) takes k = 3 of a bank that is never refreshed; it means
-    to leave the anchor's own sentence out and fails to, which an id here does. Writing through as in CARDS.
+    Source: HSimCSE's released code (github.com/xubodhu/HSimCSE) has k = 3 and a bank that is never refreshed; its
+    exclusion of the anchor's own sentence fails, which an id here does. Writing through as in CARDS.
 
     Example:
         >>> bank = CorpusIndex(torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.0, -1.0]]))
@@ -100,10 +100,10 @@ class CorpusNegatives:
             self.index.update(ids[known], rows.detach()[known])
 
     def step(self, number: int, model: Any, *, progress: bool = True) -> bool:
-        """After step `number`, from 1: encode the corpus anew where one is due, and say whether it was.
+        """After step `number`, from 1: encode the corpus anew if that is due, and return whether it was.
 
         Args:
-            model: what `CorpusIndex.refresh` takes.
+            model: as in `CorpusIndex.refresh`.
         """
         due = self.refresh not in REFRESH and number % self.refresh == 0
         if due:

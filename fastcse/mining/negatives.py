@@ -86,8 +86,8 @@ def mine_negatives(
         corpus:    (M, D), also an `np.memmap`; or a `CorpusIndex`, whose ids and metric count then; or an object with
                    `search(query, k) -> (scores, ids)`, larger being better, `rows(ids)` and a length.
         positives: `Positives`, or (Q,) one row of the corpus for each query, -1 for none.
-        exclude:   (Q,) or (Q, E) int64, further rows that are no candidates, padded by -1: a row with the query's own
-                   text, say.
+        exclude:   (Q,) or (Q, E) int64, further rows that are no candidates, padded by -1: for example a row
+                   with the query's own text.
         range_min: ranks to skip, after the filters.
         range_max: rank to stop before. The range_max + P nearest rows are looked at, P being the most positives that a
                    query has. None: range_min + num_negatives + P, or with a filter by margin or by max_score, or with

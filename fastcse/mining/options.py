@@ -139,7 +139,7 @@ class MiningOptions:
             scores = torch.nn.functional.pad(scores, room, value=-torch.inf)
             order = torch.nn.functional.pad(order, room)
         if self.sampling_strategy == "random":
-            # The keys come from the CPU's generator, so that a seed draws the same on every device.
+            # Keys of the CPU's generator, so that a seed gives the same draw on every device.
             keys = torch.rand(scores.shape, generator=generator, dtype=torch.float32, device="cpu").to(scores.device)
             drawn = keys.masked_fill(scores == -torch.inf, -1.0).topk(n, dim=1).indices.sort(dim=1).values
             scores, order = scores.gather(1, drawn), order.gather(1, drawn)

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 class PairTexts(NamedTuple):
-    """Distinct texts in the order in which they come.
+    """Distinct texts in order of first occurrence.
 
     queries, corpus: the texts; the corpus is what the caller gave, then the positives.
     positives:       of each query, in the order of the dataset.
     own:             (Q,) int64 the row of the corpus that has the query's own text, or -1.
-    query_place:     (Q,) int64 the row of the dataset that a query comes from first.
+    query_place:     (Q,) int64 the first row of the dataset with a query.
     corpus_place:    (M,) int64 the same of a text of the corpus, in the caller's corpus followed by all positives.
     names:           of the columns of anchors and positives.
     rows, more:      how many rows the dataset has, and how many texts the caller's corpus.

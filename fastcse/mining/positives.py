@@ -31,7 +31,7 @@ class Positives(NamedTuple):
         cls, query: Tensor | np.ndarray | Sequence[int], column: Tensor | np.ndarray | Sequence[int],
         queries: int | None = None,
     ) -> Positives:  # fmt: skip
-        """Of pairs (query number, corpus row), (P,) each; a pair that comes twice counts once.
+        """Of pairs (query number, corpus row), (P,) each; a repeated pair counts once.
 
         Args:
             queries: how many queries there are; None: up to the largest that is named.
@@ -89,7 +89,7 @@ class Positives(NamedTuple):
 
 
 def _first_of_each(query: Tensor, column: Tensor) -> Tensor:
-    """The places, ascending, at which a pair comes for the first time."""
+    """The places, ascending, of the first occurrence of each pair."""
     by_column = column.argsort(stable=True)
     order = by_column[query[by_column].argsort(stable=True)]
     again = (query[order].diff() == 0) & (column[order].diff() == 0)

@@ -32,7 +32,7 @@ def summarize(mined: MinedNegatives) -> dict[str, Any]:
     """The run in numbers, fit for JSON.
 
     Returns:
-        queries, positives, negatives: how many; short: queries with fewer negatives than asked for; widened; window;
+        queries, positives, negatives: how many; short: queries with fewer than num_negatives; widened; window;
         filters: {name: {dropped, of}}; scores: {positive, negative, difference: {count, mean, ..., max}}, a statistic
         being None where there is nothing to take it of. Each negative counts once for every positive of its query.
     """

@@ -96,7 +96,7 @@ def mine_hard_negatives(
 
     Args:
         dataset:   `datasets.Dataset`, or an `IterableDataset`, which is read to its end.
-        model:     a SentenceTransformer, or anything with `encode(texts)`; not asked where both embeddings are given,
+        model:     a SentenceTransformer, or anything with `encode(texts)`; not used where both embeddings are given,
                    and may be None then. Rows are compared by its `similarity_fn_name`, after they were normalised: the
                    cosine, or minus the Euclidean distance.
         anchor_column_name, positive_column_name: of the texts; None: the first and the second column.
@@ -131,7 +131,7 @@ def mine_hard_negatives(
     Differences from sentence-transformers 6.2:
         An anchor's own text is never its negative. Without range_max the window widens until an anchor has its
         negatives; with it, depth and filters are the same. Random sampling follows `seed`. Ties go to the text that
-        comes first. A cross-encoder is also used without any filter, over the wide window. A pair that comes twice
+        is first. A cross-encoder is also used without any filter, over the wide window. A repeated pair
         counts once for the depth of the window. Scores are exact in float32, where products of float32 rows are off by
         1e-7. Unknown column names are an error, not the first columns. In counts, "of" are the candidates that reached
         a filter. Not there, because nothing here needs them: faiss_batch_size, use_faiss (`index`),
@@ -243,7 +243,7 @@ def of_distinct(texts: PairTexts, query: Rows | None, corpus: Rows | None) -> tu
 
 
 def _chosen(name: str, rows: Rows, place: Tensor, counts: tuple[int, ...]) -> Tensor:
-    """The rows of distinct texts, or all of them, not copied, where no text comes twice."""
+    """The rows of distinct texts, or all of them, not copied, where all texts are distinct."""
     rows, _ = as_rows(name, rows)
     if rows.shape[0] not in counts:
         expected = " or ".join(map(str, counts))

@@ -1,4 +1,4 @@
-"""What an index and a search of it are asked for, checked before anything is computed."""
+"""Arguments of an index and of a search, checked before anything is computed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def check_settings(metric: str, kind: str, dtype: torch.dtype | None, backend: s
     """The settings of an index.
 
     Raises:
-        ValueError: an unknown word, or an option that the kind does not know.
+        ValueError: an unknown word, or an option that is not of the kind.
         ModuleNotFoundError: a kind of FAISS without faiss.
     """
     checks.check_choice("metric", metric, METRICS)
@@ -64,17 +64,12 @@ def make_search(
     n = query.shape[0]
     if query.shape[1] != width:
         raise ValueError(f"query must have rows of length {width} as the index has, got shape {tuple(query.shape)}")
-    check_k(k, most)
-    exclude = None if exclude_id is None else as_excluded("exclude_id", exclude_id, n, query.device)
-    bounds = as_bound("min_score", min_score, query), as_bound("max_score", max_score, query)
-    return Search(query, k, settings[0], exclude, *bounds, settings[1])
-
-
-def check_k(k: int, most: int | None) -> None:
-    """A whole number from 1, at most `most` if there is a most."""
     if isinstance(k, bool) or not isinstance(k, int) or k < 1 or (most is not None and k > most):
         limit = "" if most is None else f" to the {most} rows of the index"
         raise ValueError(f"k must be a whole number from 1{limit}, got {k!r}")
+    exclude = None if exclude_id is None else as_excluded("exclude_id", exclude_id, n, query.device)
+    bounds = _as_bound("min_score", min_score, query), _as_bound("max_score", max_score, query)
+    return Search(query, k, settings[0], exclude, *bounds, settings[1])
 
 
 def as_excluded(name: str, excluded: Any, n: int, device: torch.device) -> Tensor:
@@ -86,7 +81,7 @@ def as_excluded(name: str, excluded: Any, n: int, device: torch.device) -> Tenso
     return ids[:, None] if ids.dim() == 1 else ids
 
 
-def as_bound(name: str, value: float | Tensor | None, query: Tensor) -> float | Tensor | None:
+def _as_bound(name: str, value: float | Tensor | None, query: Tensor) -> float | Tensor | None:
     """None, a number, or (N,) float64."""
     if isinstance(value, Tensor):
         checks.check_vector(name, value, query.shape[0], "query", query, dtype=None)

@@ -47,7 +47,7 @@ def _shared(name: str, array: np.ndarray) -> Tensor:
             f"got {array.dtype} with strides {array.strides}"
         )
     with warnings.catch_warnings():
-        # torch warns of read-only arrays; who writes here asks first.
+        # torch warns of read-only arrays; nothing is written before `writable` is checked.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         try:
             return torch.from_numpy(array)
@@ -74,7 +74,7 @@ def pieces(rows: Tensor, piece_bytes: int) -> Iterator[tuple[int, Tensor]]:
 
 
 def check_finite(name: str, rows: Tensor, ids: Tensor) -> None:
-    """A ValueError that says how many rows hold NaN or infinity, and which is the first."""
+    """A ValueError with the number of rows that hold NaN or infinity, and the first of them."""
     bad, first_bad = 0, -1
     for first, piece in pieces(rows, PIECE_BYTES):
         # A sum is finite only if every entry is; it may overflow of finite ones, so what it suspects is looked at.

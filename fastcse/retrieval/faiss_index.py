@@ -15,7 +15,7 @@ from .arrays import PIECE_BYTES, RowIds, pieces
 from .exact import Search, is_excluded, merge_best
 
 INSTALL = "pip install 'fastcse[mining]' (with a GPU: 'fastcse[mining-gpu]')"
-# FAISS trains centroids on at most 256 rows each and wants at least 39.
+# FAISS trains centroids on at most 256 rows each and warns below 39.
 MOST_PER_LIST, LEAST_PER_LIST = 256, 39
 # FAISS on a GPU returns no more than this many rows for a query; what needs more is searched on the CPU.
 GPU_MOST = 2048
@@ -49,7 +49,7 @@ class FaissIndex:
 
     `options` are those of the kind, with what was left out filled in: `nlist` (four times the root of M, with 39 rows
     each), `nprobe` (a sixteenth of the lists, at least 8); `M` (32), `efConstruction` (200), `efSearch` (64).
-    Lists that are not probed, and rows that a graph does not lead to, are not seen however many rows are asked for.
+    Rows of lists that are not probed, and rows that a graph does not reach, are never found, whatever k is.
     """
 
     def __init__(self, kind: str, metric: str, rows: Tensor, options: dict, path: Path | None = None):
@@ -68,14 +68,14 @@ class FaissIndex:
         elif kind == "hnsw":
             self._index.hnsw.efSearch = self.options["efSearch"]
 
-    def _choose_gpu(self, asked: bool | None) -> bool:
+    def _choose_gpu(self, wanted: bool | None) -> bool:
         found = has_gpu(self._faiss)
-        if asked and not found:
+        if wanted and not found:
             raise RuntimeError(
                 f"gpu=True needs a GPU and a faiss built for it, and this faiss {self._faiss.__version__} sees none: "
                 "pip install 'fastcse[mining-gpu]', or leave gpu out"
             )
-        return found if asked is None else asked
+        return found if wanted is None else wanted
 
     def _filled(self, options: dict, count: int) -> dict:
         if self.kind == "ivf":
@@ -147,7 +147,7 @@ class FaissIndex:
         self._on_gpu = None
 
     def search(self, search: Search, ids: RowIds) -> TopK:
-        """The k best rows by id; more and more are fetched until enough may take part or all were seen."""
+        """The k best rows by id; k grows until enough pass the bounds and exclusions, or all were fetched."""
         n, count = search.query.shape[0], self._index.ntotal
         query, numbers = _prepared(search.query, self.metric), ids.values.cpu()
         search = search.to(torch.device("cpu"))
@@ -163,7 +163,7 @@ class FaissIndex:
             value, place = self._nearest(query[pending.numpy()], fetch)
             left = self._allowed(torch.where(place < 0, -1, numbers[place]), value, part)
             values[pending], found[pending] = merge_best(value, left, search.k, self.metric)
-            # More can only come where FAISS gave all it was asked for and the last was not yet past the far bound.
+            # There can be more only where FAISS filled k and the last is not past the far bound.
             more = ((left >= 0).sum(1) < search.k) & (place[:, -1] >= 0) & ~_past(value[:, -1], part, self.metric)
             pending = pending[more] if fetch < count else pending[:0]
             fetch = min(4 * fetch, count)
@@ -199,7 +199,7 @@ def _column(bound: float | Tensor) -> float | Tensor:
 
 
 def _past(last: Tensor, search: Search, metric: str) -> Tensor:
-    """(N,) whether whatever comes after the last value is out of bounds."""
+    """(N,) whether all values after the last are out of bounds."""
     bound = search.max_score if metric == "l2" else search.min_score
     if bound is None:
         return torch.zeros_like(last, dtype=torch.bool)

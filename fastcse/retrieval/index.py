@@ -92,7 +92,7 @@ class CorpusIndex:
         """An index of texts, which it keeps for `refresh`.
 
         Args:
-            model:         a SentenceTransformer, or anything whose `encode` takes its arguments.
+            model:         a SentenceTransformer, or anything with `encode(texts)`.
             texts_or_path: a list of texts, or a text file (`.gz` too) with one a line. Then the id of a text is the
                            number of its line from 0, and blank lines are passed over.
             prompt_name, prompt: as in sentence-transformers; kept for `refresh`.
@@ -101,7 +101,7 @@ class CorpusIndex:
         ids, check, dtype = options.pop("ids", None), options.pop("check", True), options.pop("dtype", None)
         metric, kind = options.pop("metric", "cosine"), options.pop("kind", "exact")
         backend = options.pop("backend", None)
-        # Encoding may take hours: what is wrong with the rest is said before.
+        # Encoding may last hours: the other arguments are checked before.
         check_settings(metric, kind, dtype, backend, options)
         texts, numbers = _read_texts(texts_or_path)
         ids = RowIds(numbers if ids is None else ids, len(texts), torch.device("cpu")).values
@@ -178,11 +178,11 @@ class CorpusIndex:
         """(n, D) copies of the rows with these ids (n,), in the order of the ids."""
         return self._rows[self._ids.rows(ids)]
 
-    @torch.inference_mode()  # rows that come from a model are often inference tensors, written to nowhere else
+    @torch.inference_mode()  # a model's rows are often inference tensors, which cannot be written elsewhere
     def update(self, ids: Tensor | np.ndarray | Sequence[int], rows: Tensor | np.ndarray) -> None:
         """Write new rows (n, D) in the place of those with these ids (n,), in the type of the index.
 
-        Of an id that comes twice the last row counts. Kind "hnsw" cannot: its graph is built from the rows.
+        Of a repeated id the last row counts. Kind "hnsw" cannot: its graph is built from the rows.
 
         Raises:
             ValueError: an id is not in the index, shapes disagree, a row is not finite, the rows are read only.

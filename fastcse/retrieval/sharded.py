@@ -125,8 +125,8 @@ class ShardedIndex:
         return exchange.scatter_sum(sums, 0)
 
     def update(self, ids: Tensor, rows: Tensor) -> None:
-        """Write new rows (n, D) in the place of those with these ids (n,), on the ranks that hold them; of an id that
-        comes twice the last row of the last rank counts."""
+        """Write new rows (n, D) in the place of those with these ids (n,), on the ranks that hold them; of a
+        repeated id the last row of the last rank counts."""
         exchange = Exchange.of([rows], self.group, empty=True)
         ids, rows = exchange.gather(ids, 0), exchange.gather(rows, 0)
         mine = self._is_mine(ids)
@@ -147,7 +147,7 @@ class ShardedIndex:
         return f"ShardedIndex({len(self)} rows, here {self.local_index!r})"
 
     def _agree(self, query: Tensor, k: int, exclude_id: Any, max_score: Any, min_score: Any) -> tuple[dict, list[dict]]:
-        """This rank's tensors, and what every rank brings. No rank goes on before all are known to be sound."""
+        """This rank's tensors, and the shapes of every rank's. An error of one rank is raised on all of them."""
         mine, error = {}, None
         try:
             mine = self._own(query, k, exclude_id, max_score, min_score)
@@ -208,14 +208,11 @@ class ShardedIndex:
         return tuple(merge_best(found.values.double(), found.indices, k, self.metric))
 
     def _check_ids(self) -> None:
-        """An id that two ranks hold would be found twice. Each rank's ids go round, some at a time."""
+        """An id that two ranks hold would be found twice. Each rank's ids are broadcast, some at a time."""
         device = self._device(None if self.local_index is None else self.local_index.ids)
-        mine = (
-            torch.zeros(0, dtype=torch.int64, device="cpu")
-            if self.local_index is None
-            else self.local_index.ids.sort().values
-        )
-        mine, twice = mine.to(device), None
+        mine, twice = torch.zeros(0, dtype=torch.int64, device=device), None
+        if self.local_index is not None:
+            mine = self.local_index.ids.sort().values.to(device)
         for rank, length in enumerate(self._lengths):
             for first in range(0, length, IDS_PER_MESSAGE):
                 count = min(IDS_PER_MESSAGE, length - first)
@@ -231,7 +228,7 @@ class ShardedIndex:
             raise ValueError(f"ids must be unique over all ranks, got {found[0][1]} on rank {found[0][0]} and another")
 
     def _exchange(self, mine: Any) -> list:
-        """What every rank passes, by rank."""
+        """The object of every rank, by rank."""
         everyone = [None] * dist.get_world_size(self.group)
         dist.all_gather_object(everyone, mine, group=self.group)
         return everyone
@@ -247,7 +244,7 @@ class ShardedIndex:
 
 
 def _raise_together(kind: type[Exception], errors: list[str | None]) -> None:
-    """Raise what went wrong on some ranks, on all of them: a rank that goes on alone would wait for the others."""
+    """Raise the errors of some ranks on all of them: a rank that continued alone would wait for the others."""
     wrong = [f"rank {rank}: {error}" for rank, error in enumerate(errors) if error]
     if wrong:
         raise kind("; ".join(wrong))

@@ -31,7 +31,7 @@ DTYPES = {str(t).removeprefix("torch."): t for t in (torch.float16, torch.bfloat
 
 @dataclass
 class Contents:
-    """What is saved of an index; `about` is what JSON can say of it (metric, kind, options, ...)."""
+    """The parts of an index on the disk; `about` are those of the manifest (metric, kind, options, ...)."""
 
     rows: Tensor
     ids: Tensor
