@@ -90,7 +90,7 @@ FAULTS = [Fault(*row) for row in (
     ("losses-hsimcse-positive", "anchor.shape[0]] if positive is None else candidate.detach()[positive]",
      "anchor.shape[0]]", f"test_hsimcse {FAST}"),
     ("losses-sscl-anchors-twice", "for rows in (everyone, candidate) for part",
-     "for rows in (everyone, everyone) for part", "test_recipe_sscl"),
+     "for rows in (everyone, everyone) for part", "test_sscl"),
     ("losses-queue-place", "self._next = (self._next + count) % self.size",
      "self._next = (self._next + min(count, self.size)) % self.size", "test_recipe_queue"),
     ("losses-adversarial-radius", 'radius = step if mode == "raw" else step *', "radius = step *", "test_adversarial"),

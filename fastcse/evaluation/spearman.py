@@ -31,20 +31,13 @@ class StsResult:
 
 
 class StsEvaluator(EmbeddingSimilarityEvaluator):
-    """sentence-transformers' evaluator; each distinct sentence is encoded once, and the rows are kept for later.
+    """sentence-transformers' evaluator with uniformity, and alignment if a pair is close, among its scores. Each
+    distinct sentence is encoded once."""
 
-    After a call, `rows1` and `rows2` are the (pairs, D) float32 embeddings of the two sides. With `spread`, alignment
-    and uniformity are among the scores.
-    """
-
-    def __init__(
-        self, pairs: StsSet, *, name: str, batch_size: int = 64, progress: tqdm | None = None, spread: bool = False
-    ):
-        super().__init__(
-            pairs.sentence1, pairs.sentence2, pairs.score,
-            batch_size=batch_size, main_similarity="cosine", name=name,
-        )  # fmt: skip
-        self.progress, self.spread = progress, spread
+    def __init__(self, pairs: StsSet, *, name: str, batch_size: int = 64, progress: tqdm | None = None):
+        columns = pairs.sentence1, pairs.sentence2, pairs.score
+        super().__init__(*columns, batch_size=batch_size, main_similarity="cosine", name=name)
+        self.progress = progress
         self.close = torch.tensor(pairs.score) > CLOSE
 
     def __call__(self, model: SentenceTransformer, *args, **kwargs) -> dict[str, float]:
@@ -53,13 +46,10 @@ class StsEvaluator(EmbeddingSimilarityEvaluator):
             rows = encode_texts(model, both, batch_size=self.batch_size, check=False, progress=progress)
         self.rows1, self.rows2 = rows[: len(self.sentences1)], rows[len(self.sentences1) :]
         scores = super().__call__(model, *args, **kwargs)
-        return {**scores, **self._spread()} if self.spread else scores
-
-    def _spread(self) -> dict[str, float]:
-        found = {f"{self.name}_uniformity": float(uniformity(torch.cat([self.rows1, self.rows2])))}
+        scores[f"{self.name}_uniformity"] = float(uniformity(rows))
         if self.close.any():
-            found[f"{self.name}_alignment"] = float(alignment(self.rows1[self.close], self.rows2[self.close]))
-        return found
+            scores[f"{self.name}_alignment"] = float(alignment(self.rows1[self.close], self.rows2[self.close]))
+        return scores
 
     def _bar(self, total: int):
         """The bar that was given, left open, or one of its own that disappears."""
@@ -93,19 +83,12 @@ def evaluate_sts(model: SentenceTransformer, sets: list[StsSet], *, batch_size: 
 
 def _evaluate(model: SentenceTransformer, pairs: StsSet, batch_size: int, progress: tqdm) -> StsResult:
     progress.set_postfix_str(pairs.name)
-    evaluator = StsEvaluator(pairs, name="sts", batch_size=batch_size, progress=progress)
-    spearman = evaluator(model)["sts_spearman_cosine"]
-    close = evaluator.close
-    return StsResult(
-        name=pairs.name,
-        pairs=len(pairs.score),
-        spearman=_finite(100 * spearman, 2),
-        alignment=_finite(alignment(evaluator.rows1[close], evaluator.rows2[close])) if close.any() else None,
-        uniformity=_finite(uniformity(torch.cat([evaluator.rows1, evaluator.rows2]))),
-    )
+    scores = StsEvaluator(pairs, name="sts", batch_size=batch_size, progress=progress)(model)
+    spearman, aligned = 100 * scores["sts_spearman_cosine"], scores.get("sts_alignment", math.nan)
+    spread = (_finite(aligned, 4), _finite(scores["sts_uniformity"], 4))
+    return StsResult(pairs.name, len(pairs.score), _finite(spearman, 2), *spread)
 
 
-def _finite(value, digits: int = 4) -> float | None:
+def _finite(value: float, digits: int) -> float | None:
     """A rounded float, or None: JSON has no NaN."""
-    value = float(value)
-    return round(value, digits) if math.isfinite(value) else None
+    return round(float(value), digits) if math.isfinite(value) else None

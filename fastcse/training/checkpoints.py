@@ -7,7 +7,7 @@ import pickle
 import re
 import shutil
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -98,21 +98,13 @@ def _check_same_run(folder: Path, options: TrainOptions, made_by: dict[str, int]
     check_same_run(earlier, options.identity(), "the run that --resume continues")
 
 
-class HasState(Protocol):
-    """A part of a run that changes on the way, beside model and optimizer."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> object: ...
-
-
-def save_state(part: HasState, path: Path) -> None:
-    """Write the state of a part that all processes hold alike; the first one does."""
+def save_state(part: Any, path: Path) -> None:
+    """Write the state_dict of a part that all processes hold alike; the first one does."""
     if PartialState().is_main_process:
         torch.save(part.state_dict(), path)
 
 
-def load_state(part: HasState, path: Path) -> None:
+def load_state(part: Any, path: Path) -> None:
     """Continue with a state that `save_state` wrote.
 
     Raises:

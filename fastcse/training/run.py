@@ -129,4 +129,4 @@ def find_dev(directory: str | Path) -> StsEvaluator:
     pairs = read_sts(paths[0])
     if pairs is None:
         raise OptionError("sts_dir", f" file {str(paths[0])!r} lacks a column of sentence1, sentence2, score")
-    return StsEvaluator(pairs, name=DEV_KEY, spread=True)
+    return StsEvaluator(pairs, name=DEV_KEY)

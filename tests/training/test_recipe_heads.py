@@ -1,12 +1,10 @@
 """Heads and intermediate layers: what they compute in training, nothing in evaluation, gone when the model is saved."""
 
-import doctest
-
 import pytest
 import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
-from tiny_encoder import WIDTH, sentences, write_tiny_encoder
+from tiny_encoder import WIDTH, sentences
 from torch import nn
 
 import fastcse
@@ -24,22 +22,13 @@ from fastcse.training.trainer import make_trainer
 TEXTS = sentences(5)
 
 
-@pytest.fixture(scope="module")
-def path(tmp_path_factory):
-    return write_tiny_encoder(tmp_path_factory.mktemp("tiny"), dropout=0.0)
-
-
 @pytest.fixture
-def model(path):
-    return SentenceTransformer(path, device="cpu")
+def model(still_path):
+    return SentenceTransformer(still_path, device="cpu")
 
 
 def embed(model, texts=TEXTS):
     return model(model.preprocess(texts))["sentence_embedding"]
-
-
-def test_the_examples_run():
-    assert doctest.testmod(heads).failed == 0
 
 
 def test_the_tanh_head_is_simcses():
@@ -151,12 +140,12 @@ def test_mistakes_are_named(model):
 
 
 @pytest.mark.parametrize("what", ["tanh", "batchnorm", "layers"])
-def test_a_run_goes_on_from_a_checkpoint_with_its_head(path, tmp_path, what):
+def test_a_run_goes_on_from_a_checkpoint_with_its_head(still_path, tmp_path, what):
     """The Trainer writes the head into its checkpoints and reads it from there; two halves are the whole."""
 
     def finished(folder, resume=None):
         torch.manual_seed(3)
-        model = SentenceTransformer(path, device="cpu")
+        model = SentenceTransformer(still_path, device="cpu")
         append_intermediate_layers(model, 1) if what == "layers" else append_head(model, what)
         loss = fastcse.sscl_loss if what == "layers" else fastcse.infonce_loss
         options = {"parts": 2} if what == "layers" else {}
@@ -173,5 +162,5 @@ def test_a_run_goes_on_from_a_checkpoint_with_its_head(path, tmp_path, what):
     assert whole.state_dict().keys() == half.state_dict().keys()
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(half.state_dict()[name], value, rtol=1e-5, atol=1e-6, msg=name)
-    first = SentenceTransformer(path, device="cpu").state_dict()
+    first = SentenceTransformer(still_path, device="cpu").state_dict()
     assert any((whole.state_dict()[name] != value).any() for name, value in first.items())

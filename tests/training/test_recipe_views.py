@@ -1,6 +1,5 @@
 """Text views: switched case that a seed decides, negation by rules, and what they make of a dataset."""
 
-import doctest
 import subprocess
 import sys
 
@@ -8,14 +7,9 @@ import pytest
 from datasets import Dataset
 
 from fastcse.errors import InputError
-from fastcse.training.recipes import views
 from fastcse.training.recipes.views import apply_view, negate, switch_case, with_negations, with_switched_case
 
 TEXT = "The quick brown fox jumps over the lazy dog, and nobody saw it happen in Berlin"
-
-
-def test_the_examples_run():
-    assert doctest.testmod(views).failed == 0
 
 
 def test_nothing_but_the_case_of_first_letters_changes():
