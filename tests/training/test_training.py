@@ -30,7 +30,7 @@ def test_training_learns_pairs_with_hard_negatives(tmp_path, options, capsys):
     anchors, negatives = sentences(32, seed=5), sentences(32, seed=6)
     rows = [f"{a}\t{' '.join(reversed(a.split()))}\t{n}" for a, n in zip(anchors, negatives)]
     (tmp_path / "pairs.tsv").write_text("\n".join(rows), encoding="utf-8")
-    report = train(options(corpus=None, pairs=str(tmp_path / "pairs.tsv"), max_steps=40, eval_steps=40, lr=3e-3))
+    report = train(options(corpus=None, pairs=str(tmp_path / "pairs.tsv"), max_steps=30, eval_steps=30, lr=3e-3))
     assert capsys.readouterr().out == ""
     assert np.mean(losses(report)[-5:]) < 0.6 * np.mean(losses(report)[:5])
     assert report.positive_similarity > report.negative_similarity
