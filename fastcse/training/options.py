@@ -12,7 +12,7 @@ from typing import Any
 
 from ..clustering.online import MODES, REDUCES
 from ..clustering.online_start import STARTS
-from ..errors import OptionError, flag  # noqa: F401 (flag: for commands that read options of their own)
+from ..errors import OptionError
 from ..files import SHA256, sha256_of
 from ..losses.clusterns import FALSE_NEGATIVES
 from ..mining.corpus_negatives import REFRESH
@@ -266,17 +266,10 @@ class TrainOptions:
             )
 
 
-DIGEST = SHA256
-
-
 def check_at_least(name: str, value: float, lowest: int) -> None:
     """An OptionError if the option `name` is below `lowest`."""
     if value < lowest:
         raise OptionError(name, f" is {value}: expected at least {lowest}")
-
-
-def check_batch_size(value: int, *, lowest: int) -> None:
-    check_at_least("batch_size", value, lowest)
 
 
 def options_of(given: Mapping[str, Any]) -> TrainOptions:
