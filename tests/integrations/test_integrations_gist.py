@@ -171,6 +171,6 @@ def test_examples_run():
 
 def test_a_negative_as_similar_to_the_guide_as_the_positive_stays():
     a, n = torch.eye(2).split(1)
-    options = guided.Guided(1.0, False, 0.0, contrast_anchors=False, contrast_positives=False, first=0)
-    loss = guided.guided_loss([a, a, n], [a, a, a], options)
+    options = ours.Guided(1.0, False, 0.0, contrast_anchors=False, contrast_positives=False, first=0)
+    loss = ours.guided_loss([a, a, n], [a, a, a], options)
     torch.testing.assert_close(loss, torch.tensor(-1.0).exp().log1p())
