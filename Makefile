@@ -42,18 +42,17 @@ check: $(STAMP) ## lint: ruff, clang-format; lengths and packed code are listed 
 	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.hpp csrc/fastcse/*.hpp csrc/fastcse/transforms/*.hpp
 	$(BIN)/python tests/alarms.py
 
-SUITE := $(BIN)/pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds --benchmark-sort=fullname \
-	--benchmark-json=build/bench.json
+SUITE := $(BIN)/pytest benchmarks --benchmark-only --benchmark-quiet --benchmark-json=build/bench.json
 
 bench: $(STAMP) ## losses in turns with eager and bare products; fails where a ratio is 15% worse than its baseline
 	@mkdir -p build
 	$(SUITE)
-	$(BIN)/python -m benchmarks.gate --file build/bench.json
+	$(BIN)/python -m benchmarks.regression --file build/bench.json
 
 baseline: $(STAMP) ## save the ratios of this kind of machine, for `make bench` to hold later runs against
 	@mkdir -p build
 	$(SUITE)
-	$(BIN)/python -m benchmarks.gate --file build/bench.json --save
+	$(BIN)/python -m benchmarks.regression --file build/bench.json --save
 
 # One forward and backward of 8192 rows takes seconds, and InfoNCE has nine providers or more: three rounds of it.
 loss: $(STAMP) ## losses beside every installed peer: time, memory, accuracy, as JSON and PNG (20 minutes)

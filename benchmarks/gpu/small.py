@@ -21,30 +21,11 @@ LARGEST_ERROR = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 
 def calls(backend: str) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
     """Name -> a scalar that reaches another kernel, or another form of one."""
-    f, plain = fastcse.focal_infonce_loss, fastcse.infonce_loss
+    f, plain, quadruplet, topk = fastcse.focal_infonce_loss, fastcse.infonce_loss, fastcse.quadruplet_loss, fastcse.topk
     b = {"backend": backend}
 
-    def ids(a: Tensor, c: Tensor) -> Tensor:
-        return plain(a, c, anchor_id=torch.arange(len(a), device=a.device) // 2,
-                     candidate_id=torch.arange(len(c), device=a.device) // 2, **b)  # fmt: skip
-
-    def learned(a: Tensor, c: Tensor) -> Tensor:
-        return f(a, c, temperature=torch.tensor(0.07, device=a.device, requires_grad=True), **b)
-
-    def block(a: Tensor, c: Tensor) -> Tensor:
-        return f(a, c, negatives=fastcse.CandidateBlock(c.detach().flip(0), own_log_weight=1.0), **b)
-
-    def nearest(a: Tensor, c: Tensor) -> fastcse.TopK:
-        own = torch.arange(len(a), device=a.device)
-        return fastcse.topk(a.detach(), c.detach(), 7, query_id=own, corpus_id=own, metric="l2", **b)
-
-    def quadruplet(a: Tensor, c: Tensor) -> Tensor:
-        return 3 * fastcse.quadruplet_loss(a, c, a.flip(0), c.flip(0), margin=(2.0, 1.0), form="classic", **b)
-
-    def by_index(a: Tensor, c: Tensor) -> Tensor:
-        index = torch.arange(len(a), device=a.device) // 3 - 1
-        rows = fastcse.quadruplet_loss(a, c, index, a, candidate=c, margin=2.0, reduction="none", **b)
-        return rows.square().sum()
+    def own(x: Tensor) -> Tensor:
+        return torch.arange(len(x), device=x.device)
 
     def adversarial(a: Tensor, c: Tensor) -> Tensor:
         moved = [fastcse.adversarial_positive(a, c, step=0.1, mode=mode, noise=0.0, **b) for mode in ("l2", "sign")]
@@ -56,14 +37,27 @@ def calls(backend: str) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
         return sums.square().mean() + found.value.square().mean()
 
     def clusterns(a: Tensor, c: Tensor) -> Tensor:
-        index = torch.arange(len(a), device=a.device) % 9
-        counts = torch.arange(9, device=a.device)
-        return fastcse.clusterns_loss(a, c, index, c.detach()[:9], counts, alpha=0.1, margin_weight=1.0, **b)
+        centroids = c.detach()[:9]
+        return fastcse.clusterns_loss(a, c, own(a) % 9, centroids, own(centroids), alpha=0.1, margin_weight=1.0, **b)
+
+    def learned(a: Tensor, c: Tensor) -> Tensor:
+        return f(a, c, temperature=torch.tensor(0.07, device=a.device, requires_grad=True), **b)
+
+    def block(a: Tensor, c: Tensor) -> Tensor:
+        return f(a, c, negatives=fastcse.CandidateBlock(c.detach().flip(0), own_log_weight=1.0), **b)
+
+    def by_index(a: Tensor, c: Tensor) -> Tensor:
+        options = {"candidate": c, "margin": 2.0, "reduction": "none"}
+        return quadruplet(a, c, own(a) // 3 - 1, a, **options, **b).square().sum()
+
+    def by_distance(a: Tensor, c: Tensor) -> Tensor:
+        ids = {"query_id": own(a), "corpus_id": own(a)}
+        return topk(a.detach(), c.detach(), 7, metric="l2", **ids, **b).values.square().mean()
 
     return {
         "clusters": clusters,
         "ClusterNS": clusterns,
-        "quadruplet": quadruplet,
+        "quadruplet": lambda a, c: 3 * quadruplet(a, c, a.flip(0), c.flip(0), margin=(2.0, 1.0), form="classic", **b),
         "quadruplet by index": by_index,
         "adversarial positive": adversarial,
         "gradients": lambda a, c: f(a, c, **b),
@@ -71,13 +65,13 @@ def calls(backend: str) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
         "both directions": lambda a, c: f(a, c, symmetric=True, **b),
         "rows": lambda a, c: f(a, c, reduction="none", **b).square().sum(),
         "statistics": lambda a, c: f(a, c, return_stats=True, **b)[0],
-        "ids": ids,
+        "ids": lambda a, c: plain(a, c, anchor_id=own(a) // 2, candidate_id=own(c) // 2, **b),
         "learned temperature": learned,
         "block with own weight": block,
         "out of range": lambda a, c: plain(a, c, temperature=0.005, **b),
         "not unit rows": lambda a, c: plain(a, c, normalize=False, temperature=5.0, **b),
-        "nearest": lambda a, c: fastcse.topk(a.detach(), c.detach(), 7, **b).values.square().mean(),
-        "nearest by distance, ids": lambda a, c: nearest(a, c).values.square().mean(),
+        "nearest": lambda a, c: topk(a.detach(), c.detach(), 7, **b).values.square().mean(),
+        "nearest by distance, ids": by_distance,
         "similarity": lambda a, c: fastcse.similarity(a, c, **b).square().mean(),
     }
 

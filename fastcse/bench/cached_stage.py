@@ -35,6 +35,7 @@ class CachedCase(Case):
 
     row, metrics, legend = LossMeasurement, LossCase.metrics, LossCase.legend
     axes = ("n", "d", "mini_batch")
+    sizes = (("N", "n"), ("D", "d"), ("mini-batch", "mini_batch"))
     operations = ("cached loss stage",)
     operation = "cached loss stage"
     counted = "anchors"
@@ -57,10 +58,6 @@ class CachedCase(Case):
     def flops(self) -> float:
         """Of three products, for everybody."""
         return self.whole.flops
-
-    @property
-    def size(self) -> str:
-        return f"{super().size}, mini-batch {self.mini_batch}"
 
     @property
     def setting(self) -> str:

@@ -77,6 +77,7 @@ class StepCase(Case):
         "few pairs, both without dropout."
     )
     axes = ("n", "mini_batch", "model")
+    sizes = (("N", "n"), ("mini-batch", "mini_batch"))
     lower_bound_name = ours = OURS
     always = (OURS,)
     operations = ("training step",)
@@ -90,10 +91,6 @@ class StepCase(Case):
     def m(self) -> int:
         """Candidates."""
         return self.n
-
-    @property
-    def size(self) -> str:
-        return f"N = {self.n}, mini-batch {self.mini_batch}"
 
     @property
     def setting(self) -> str:

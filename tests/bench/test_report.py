@@ -2,16 +2,23 @@
 
 import json
 import math
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
 from benchmarks.report import __main__ as report
-from benchmarks.report.files import Unreadable
-from benchmarks.report.gpu import TARGETS, reached
+from benchmarks.report.studies import by_objective, shown
+from benchmarks.report.targets import TARGETS, reached
+from fastcse.bench.cached_stage import CachedCase
+from fastcse.bench.case import Result
 from fastcse.bench.environment import environment
-from fastcse.bench.loss import LossCase, LossMeasurement
-from fastcse.bench.rowwise import RowwiseCase, RowwiseMeasurement
+from fastcse.bench.kmeans import KMeansCase
+from fastcse.bench.loss import LossCase
+from fastcse.bench.output import Document
+from fastcse.bench.rowwise import RowwiseCase
+from fastcse.errors import InputError
 
 README = "# before\n\n<!-- results -->\nold text\n<!-- end of results -->\n\nafter\n"
 ROOFLINE = (
@@ -20,34 +27,33 @@ ROOFLINE = (
     "sweep: gradients,80,128x128x64,1,16384,768,0.7,2.0,7.77,77.7,1.2,False,3.9.0\n"
     "sweep: gradients,90,128x128x64,1,1048576,768,3000,7123,1.19,644.0,1.2,True,3.9.0\n"
 )
+COMMITTED = Path(report.__file__).parents[1] / "results"
+GPU = {"dtype": "bfloat16", "device": "cuda"}
 
 
-def finite(value):
-    """NaN and infinity as text, as older files have them."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [finite(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+def result(case, times, **more):
+    """A result of providers with these times in ms and these other numbers; a reason instead of a time is no result."""
+    rows = []
+    for name, ms in times.items():
+        if isinstance(ms, str):
+            rows.append(case.row(name, status="absent", reason=ms))
+            continue
+        row = case.row(name, ms=ms, ms_20=0.9 * ms, ms_80=1.1 * ms, to_products=ms / 100, extra_mib=ms / 10)
+        row.rate(case)
+        for key, value in more.items():
+            setattr(row, key, value)
+        rows.append(row)
+    return Result(case, 3, "cpp", rows)
 
 
-def row(provider, ms, **more):
-    numbers = dict(ms=ms, ms_20=0.9 * ms, ms_80=1.1 * ms, tflops=0.25, to_products=ms / 100, loss_error=1e-7,
-                   gradient_error=2.5e-6, extra_mib=ms / 10)  # fmt: skip
-    return LossMeasurement(provider, **{**numbers, **more}).__dict__
-
-
-def document(problem, *rows, **facts):
-    result = {**problem.labels(), "repeat": 3, "backend": "cpp", "rows": [row("bare products", 100.0), *rows]}
-    return {"command": "fastcse bench loss --planted", "machine": {**environment("cpu"), **facts}, "results": [result]}
+def document(*results, **facts):
+    return Document("fastcse bench --planted", {**environment("cpu"), **facts}, list(results)).labels()
 
 
 def cpu(loss="infonce", **more):
-    absent = LossMeasurement(
-        "Planted absent", status="absent", reason="planted is not installed: pip install planted"
-    ).__dict__
-    return document(LossCase(4096, 4096, 768, loss, **more), row("fastcse", 123.4), row("eager", 246.8),
-                    row("torch.compile", 185.1), row("Planted peer", 148.08, choice=512), absent)  # fmt: skip
+    times = {"bare products": 100.0, "fastcse": 123.4, "eager": 246.8, "torch.compile": 185.1, "Planted peer": 148.08,
+             "Planted absent": "planted is not installed"}  # fmt: skip
+    return document(result(LossCase(n=4096, d=768, loss=loss, **more), times, gradient_error=2.5e-6, loss_error=1e-7))
 
 
 @pytest.fixture
@@ -60,7 +66,7 @@ def root(tmp_path):
 def write(root, name, content):
     path = root / "benchmarks" / "results" / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content if isinstance(content, str) else json.dumps(finite(content)))
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
 
 
 def texts(root):
@@ -75,14 +81,15 @@ def line_with(text, *words):
 
 def test_without_files_everything_is_called_not_measured(root):
     readme, page = texts(root)
-    for text in (readme, page):
-        assert "Losses on the CPU: not measured (`make loss`)" in text
-        assert text.count("| not measured | ") == len(TARGETS)
-    assert "Accuracy on other kinds of rows: not measured" in page
-    assert "STS after training: not measured" in page
-    assert "Rows on the CPU: not measured (`make rows`)" in page
-    assert "Rows on a GPU: not measured (`make gpu`)" in page
-    assert "Not computed (`make compiled`)" in page
+    assert "Losses on the CPU: not measured (`make loss`)" in readme
+    assert page.count("| not measured |") == len(TARGETS)
+    for what in (
+        "Losses on the CPU: not measured (`make loss`)", "Losses on a GPU: not measured (`make gpu`)",
+        "Accuracy on other kinds of rows: not measured (`make loss`)", "SciFact: not measured", "Vaswani: not measured",
+        "Mining hard negatives on the CPU: not measured (`make topk`)", "hsimcse: not measured (`make objectives`)",
+        "STS after training: not measured", "Not computed (`make compiled`)",
+    ):  # fmt: skip
+        assert what in page
     assert not list((root / "benchmarks" / "results").iterdir())
 
 
@@ -92,10 +99,12 @@ def test_tables_and_figures_are_made_from_the_files(root):
     readme, page = texts(root)
     short = line_with(readme, "| infonce | 4096 |")
     assert short == "| infonce | 4096 | 768 | 123.4 | 1.23 | 2.00 x | 1.50 x | 1.20 x (Planted peer) | 12 | 25 |"
-    assert "`fastcse bench loss --planted`" in page
-    assert page.count("| Planted peer (512) | 4096 | 4096 | 768 | 148.1 | 133.3 - 162.9 | 1.48 |") == 2
-    assert page.count("Planted absent absent (planted is not installed: pip install planted)") == 2
+    assert "`fastcse bench --planted`" in page
+    peer = "| Planted peer | 4096 | 768 | 148.1 | 133.3 - 162.9 | 1.48 | 0.522 | 15 | 1.0e-07 | 2.5e-06 |"
+    assert page.count(peer) == 2
+    assert page.count("Not measured: Planted absent absent (planted is not installed).") == 2
     assert environment("cpu")["cpu"] in readme
+    assert "![infonce]" not in page  # its own figure was not drawn
     picture = (root / "benchmarks" / "results" / "loss_cpu.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
     assert len(picture) > 20_000
@@ -114,9 +123,10 @@ def test_the_text_around_the_markers_stays_and_a_second_run_changes_nothing(root
 
 
 def test_accuracy_is_by_rows_and_stage_and_keeps_what_is_no_number(root):
+    more = {"gradient_error": math.nan}
     both = cpu()
-    both["results"] += document(LossCase(4096, 4096, 768, data="random", stage="late"), row("fastcse", 1.0),
-                                row("eager", 1.0, gradient_error=math.nan))["results"]  # fmt: skip
+    late = LossCase(n=4096, d=768, data="random", stage="late")
+    both["results"] += document(result(late, {"fastcse": 1.0, "eager": 1.0}, **more))["results"]
     write(root, "accuracy_cpu.json", both)
     _, page = texts(root)
     assert line_with(page, "| provider | clustered, early | random, late |")
@@ -125,108 +135,121 @@ def test_accuracy_is_by_rows_and_stage_and_keeps_what_is_no_number(root):
     assert (root / "benchmarks" / "results" / "accuracy_cpu.png").stat().st_size > 10_000
 
 
+def test_settings_that_differ_have_tables_of_their_own(root):
+    times = {"fastcse": 118.0, "eager": "out of memory"}
+    cases = [LossCase(n=65536, d=768, loss=loss, mode=mode, **GPU)
+             for loss, mode in (("infonce", "full"), ("focal", "full"), ("infonce", "no-grad-forward"))]  # fmt: skip
+    cases.append(LossCase(n=131072, d=768, **GPU))
+    write(root, "gpu/sm_90/loss.json", document(*(result(case, times) for case in cases), gpu="NVIDIA H100"))
+    _, page = texts(root)
+    assert "### Losses on NVIDIA H100 (gpu/sm_90/loss.json)" in page
+    for setting in ("infonce, forward + backward", "focal, forward + backward", "infonce, forward alone"):
+        assert page.count(f"\n{setting}, bfloat16 on cuda, clustered rows, early, temperature 0.05:") == 1
+    assert page.count("| fastcse | 131072 |") == 1
+    assert "eager absent (out of memory)" in page
+
+
 def test_the_model_is_no_measurement(root):
     write(root, "compiled_roofline.csv", ROOFLINE)
-    readme, page = texts(root)
-    assert "| <= 1.2 x | not measured | 1.17 x to 1.19 x |" in line_with(readme, "D = 768: time / three bare products")
-    assert line_with(readme, "D = 1024: time / three").endswith("| not measured | not computed |")
-    assert line_with(readme, "one step at 1,048,576").endswith("| not measured | 7.12 s |")
-    assert "a model and no measurement" in readme
+    _, page = texts(root)
+    assert "| <= 1.2 x | not measured | 1.17 x to 1.19 x |" in line_with(page, "D = 768: time / three bare products")
+    assert line_with(page, "D = 1024: time / three").endswith("| not measured | not computed |")
+    assert line_with(page, "one step at 1,048,576").endswith("| not measured | 7.12 s |")
+    assert "a model and no measurement" in page
     assert "7.77" not in page
 
 
-def gpu_document(gpu="NVIDIA H100 80GB HBM3", **ours):
-    problem = LossCase(65536, 65536, 768, dtype="bfloat16", device="cuda")
-    failed = LossMeasurement("eager", status="failed", reason="OutOfMemoryError: planted").__dict__
-    return document(problem, row("fastcse", 118.0, **{"tflops": 650.0, **ours}), failed, row("Inf-CL", 1180.0), gpu=gpu)
+def target(what, device="cuda"):
+    (found,) = [one for one in TARGETS if what in f"{one.section} {one.name}" and one.device == device]
+    return found
 
 
-def test_gpu_targets_are_filled_from_the_files(root):
-    write(root, "gpu/sm_90/loss.json", gpu_document())
-    readme, page = texts(root)
-    assert "measured, NVIDIA H100 80GB HBM3" in readme
-    for words, cell in (
-        (("D = 768: time / three",), "| 1.18 x (met) |"),
-        (("D = 768: TFLOP/s",), "| 650 (met) |"),
-        (("time of eager",), "| failed |"),
-        (("time of Inf-CL",), "| 10.0 x (missed) |"),
-        (("time of QuACK",), "| not measured |"),
-        (("D = 384",), "| not measured |"),
-        (("one step",), "| not measured |"),
-        (("gradient error",), "| 2.5e-06 (met) |"),
-    ):
-        assert cell in line_with(readme, *words)
-    assert "### NVIDIA H100 80GB HBM3 (gpu/sm_90/loss.json)" in page
-    assert "eager failed (OutOfMemoryError: planted)" in page
+def on_gpu(case, times, gpu="NVIDIA H100 80GB", **more):
+    return document(result(case, times, **more), gpu=gpu)
 
 
-def test_a_gpu_file_of_several_settings_has_a_table_for_each(root):
-    whole = gpu_document()
-    for changed in (dict(loss="focal"), dict(mode="no-grad-forward")):
-        whole["results"].append({**whole["results"][0], **changed})
-    whole["results"].append({**whole["results"][0], "n": 131072})
-    write(root, "gpu/sm_90/loss.json", whole)
-    write(root, "gpu/sm_90/loss-part.json", whole)
-    _, page = texts(root)
-    for setting in ("infonce, forward + backward", "focal, forward + backward", "infonce, forward alone"):
-        assert page.count(f"\n{setting}, bfloat16, clustered rows, early, temperature 0.05:") == 1
-    assert page.count("| fastcse | 131072 |") == 1
-
-
-def rows_document(device, **facts):
-    problem = RowwiseCase(65536, 768, device=device, dtype="float32" if device == "cpu" else "bfloat16")
-    rows = [RowwiseMeasurement(name, ms=ms, ms_20=ms, ms_80=ms, to_products=ms / 2, gb_s=9.87, of_copy=2 / ms).__dict__
-            for name, ms in (("copy", 2.0), ("fastcse", 2.2), ("eager", 11.0))]  # fmt: skip
-    result = {**problem.labels(), "repeat": 3, "backend": "cpp", "rows": rows}
-    return {"command": "fastcse bench rows --planted", "machine": {**environment("cpu"), **facts}, "results": [result]}
-
-
-def test_row_wise_operations_have_their_section(root):
-    write(root, "rows_cpu.json", rows_document("cpu"))
-    _, page = texts(root)
-    assert line_with(page, "CPU, float32, quadruplet: time of eager").endswith("| >= 4 x | 5.00 x (met) |")
-    assert "| fastcse | 65536 | 768 | 2.2 | 2.2 - 2.2 | 1.10 | 9.9 | 91% |" in page
-    assert "Rows on a GPU: not measured" in page
-    write(root, "gpu/sm_90/rows.json", rows_document("cuda", gpu="NVIDIA H100"))
-    _, page = texts(root)
-    assert line_with(page, "GPU, bfloat16, quadruplet").endswith("| >= 80 % | 90.9 % (met), NVIDIA H100 |")
-    assert "### Rows on NVIDIA H100 (gpu/sm_90/rows.json)" in page
-    assert "Rows on a GPU: not measured" not in page
-
-
-def test_a_dry_run_on_the_cpu_meets_no_target(root):
-    dry = gpu_document()
-    dry["results"][0]["device"] = "cpu"
-    assert {reached(target, dry) for target in TARGETS} == {"not measured"}
+LOSS = LossCase(n=65536, d=768, **GPU)
+PARTS = {"n": 4096, "rows": [{"part": "whole", "to_infonce": 1.3}]}
 
 
 @pytest.mark.parametrize(
-    ("what", "ours", "shown"),
+    ("what", "found", "says"),
     [
-        ("D = 768: time / three", dict(to_products=1.21), "1.21 x (missed)"),
-        ("D = 768: TFLOP/s", dict(tflops=639.0), "639 (missed)"),
-        ("gradient error", dict(gradient_error=math.nan), "nan (missed)"),
-        ("gradient error", dict(gradient_error=2.1e-3), "2.1e-03 (missed)"),
+        ("D = 768: time / three", on_gpu(LOSS, {"fastcse": 118.0}), "1.18 x (met), NVIDIA H100 80GB"),
+        ("D = 768: time / three", on_gpu(LOSS, {"fastcse": 121.0}), "1.21 x (missed), NVIDIA H100 80GB"),
+        ("D = 384: time / three", on_gpu(LOSS, {"fastcse": 118.0}), "not measured, NVIDIA H100 80GB"),
+        ("D = 768: TFLOP/s at", on_gpu(LOSS, {"fastcse": 1.0}, tflops=639.0), "639 (missed), NVIDIA H100 80GB"),
+        ("D = 768: TFLOP/s at", on_gpu(LOSS, {"fastcse": 1.0}, gpu="A100", tflops=500.0), "500 (set for H100), A100"),
+        ("time of eager", on_gpu(LOSS, {"fastcse": 1.0, "eager": "no memory"}), "absent, NVIDIA H100 80GB"),
+        ("time of Inf-CL", on_gpu(LOSS, {"fastcse": 1.0, "Inf-CL": 10.0}), "10.0 x (missed), NVIDIA H100 80GB"),
+        ("loss relative gradient", on_gpu(LOSS, {"fastcse": 1.0}, gradient_error=2.1e-3),
+         "2.1e-03 (missed), NVIDIA H100 80GB"),
+        # of another device, another type, or with the machine's name alone
+        ("D = 768: time / three", document(result(LOSS, {"fastcse": 118.0})), None),
+        ("loss relative", on_gpu(LossCase(n=64, d=8), {"fastcse": 1.0}, gpu="A100", gradient_error=1.0),
+         "not measured, A100"),
+        # other operations
+        ("rows quadruplet: of the", on_gpu(RowwiseCase(n=65536, d=8, **GPU), {"fastcse": 1.0}, of_copy=0.75),
+         "75.0 % (missed), NVIDIA H100 80GB"),
+        ("kmeans assignment: time of FlashLib", on_gpu(KMeansCase(n=100_000, m=1024, d=8, what="assignment", **GPU),
+                                                       {"fastcse": 10.0, "FlashLib": 9.0}),
+         "0.900 x (missed), NVIDIA H100 80GB"),
     ],
-)
-def test_a_missed_target_says_so(what, ours, shown):
-    (target,) = [target for target in TARGETS if what in target.what]
-    assert reached(target, finite(gpu_document(**ours))) == shown
+)  # fmt: skip
+def test_what_a_gpu_reached(what, found, says):
+    assert reached(target(what), found) == says
 
 
-def test_the_worst_result_counts_and_other_gpus_are_not_judged_by_an_h100():
-    both = gpu_document()
-    both["results"] += gpu_document(to_products=1.3, tflops=500.0)["results"]
-    wanted = ("D = 768: time / three", "D = 768: TFLOP")
-    ratio, rate = (next(t for t in TARGETS if what in t.what) for what in wanted)
-    assert reached(ratio, both) == "1.30 x (missed)"
-    assert reached(rate, both) == "500 (missed)"
-    # A number that is none is the worst, wherever it stands.
-    for unknown in (0, 1):
-        results = [gpu_document(to_products=math.nan if i == unknown else 1.1)["results"][0] for i in (0, 1)]
-        assert reached(ratio, finite({**both, "results": results})) == "nan x (missed)"
-    both["machine"]["gpu"] = "NVIDIA A100"
-    assert reached(rate, both) == "500 (set for H100)"
+@pytest.mark.parametrize(
+    ("what", "case", "times", "says"),
+    [
+        ("rows quadruplet: time of eager", RowwiseCase(n=65536, d=8), {"fastcse": 2.2, "eager": 11.0}, "5.00 x (met)"),
+        ("rows quadruplet: time of eager", RowwiseCase(n=2048, d=8), {"fastcse": 2.2, "eager": 11.0}, "not measured"),
+        ("kmeans iteration: time of FAISS", KMeansCase(n=100_000, m=1024, d=8), {"fastcse": 10.0, "FAISS": 8.0},
+         "0.800 x (missed)"),
+        ("kmeans iteration: MiB", KMeansCase(n=100_000, m=1024, d=8), {"fastcse": 700.0}, "70.0 MiB (missed)"),
+        ("kmeans iteration: MiB", KMeansCase(n=100_000, m=1023, d=8), {"fastcse": 700.0}, "not measured"),
+        ("mini-batch 64", CachedCase(n=4096), {"fastcse": 10.0, "sentence-transformers cached": 31.0}, "3.10 x (met)"),
+        ("mini-batch 32", CachedCase(n=4096), {"fastcse": 10.0, "sentence-transformers cached": 31.0}, "not measured"),
+    ],
+)  # fmt: skip
+def test_what_the_cpu_reached(what, case, times, says):
+    assert reached(target(what, "cpu"), document(result(case, times))) == says
+
+
+def test_the_worst_result_counts():
+    for times, says in (
+        ((1.1, 1.3), "1.30 x (missed)"),
+        ((math.nan, 1.1), "nan x (missed)"),
+        ((1.1, math.nan), "nan x (missed)"),
+    ):
+        found = on_gpu(LOSS, {"fastcse": 1.0})
+        (one,) = found["results"]
+        rows = [
+            [{**one["rows"][0], "to_products": str(x) if math.isnan(x) else x}] for x in times
+        ]  # as older files have NaN
+        found["results"] = [{**one, "rows": row} for row in rows]
+        assert reached(target("D = 768: time / three"), found) == f"{says}, NVIDIA H100 80GB"
+
+
+def test_an_objective_has_its_target():
+    found = {"machine": {}, "results": [PARTS, {**PARTS, "n": 64}]}
+    assert reached(target("clusterns, whole", "cpu"), found) == "1.30 x (missed)"
+    assert reached(target("hsimcse, its positive", "cpu"), found) == "not measured"
+
+
+def test_the_committed_files_make_the_committed_page(root):
+    shutil.copytree(COMMITTED, root / "benchmarks" / "results", dirs_exist_ok=True)
+    _, page = texts(root)
+    assert page == (COMMITTED.parent / "RESULTS.md").read_text()
+    for cells in (
+        "| hinge alone | 4096 | 768 | 50000 texts |",
+        "| and one mined | 1, 2, 3 |",
+        "| fastcse cached | 64 | 64 |",
+    ):
+        assert cells in page
+    for name in ("loss_cpu", "accuracy_cpu", "retrieval", "sts"):
+        assert (root / "benchmarks" / "results" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
@@ -237,24 +260,23 @@ def test_a_damaged_file_is_one_sentence(root, monkeypatch, capsys, name, text):
     monkeypatch.setattr(report, "ROOT", root)
     monkeypatch.setattr(sys, "argv", ["report"])
     assert report.main() == 2
-    told = capsys.readouterr().err
-    assert told.startswith("Error: ")
-    assert told.count("\n") == 1
-    assert name in told
+    said = capsys.readouterr().err
+    assert said.startswith("Error: ")
+    assert said.count("\n") == 1
+    assert name in said
     assert (root / "README.md").read_text() == README
 
 
 def test_a_readme_without_markers_is_left_alone(root):
     (root / "README.md").write_text("# no markers\n")
-    with pytest.raises(Unreadable, match="has no <!-- results -->"):
+    with pytest.raises(InputError, match="has no <!-- results -->"):
         report.make_report(root)
     assert (root / "README.md").read_text() == "# no markers\n"
 
 
 def test_runs_of_other_sizes_are_named_by_their_steps_in_the_order_of_their_size():
-    from benchmarks.report.sts import in_order, shown
-
     runs = [f"focal --batch-size {size} --max-steps {steps} --eval-steps 1" for size, steps in ((8192, 1), (64, 128))]
     assert [shown(run) for run in runs] == ["focal, 1 step of 8,192", "focal, 128 steps of 64"]
-    assert sorted([*runs, "infonce", "focal"], key=in_order) == ["focal", runs[1], runs[0], "infonce"]
+    found = by_objective({"runs": [{"objective": name} for name in (*runs, "infonce", "focal")]})
+    assert list(found) == ["focal", runs[1], runs[0], "infonce"]
     assert shown("hsimcse --margin 0.2") == "hsimcse --margin 0.2"

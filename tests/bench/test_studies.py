@@ -219,7 +219,7 @@ def test_sts_runs_are_joined_with_earlier_ones_and_scored_on_further_sets(tmp_pa
     assert commands[0][commands[0].index("--bank") + 1] == str(work / "bank.txt")
     assert (work / "bank.txt").read_text() == "one\ntwo\n"
     # The bank that this run encoded is another argument, and no reason to train again.
-    (work / "hsimcse-margin 0.2-1" / "bank-0").mkdir(parents=True)
+    (work / "hsimcse-margin 0.2-1" / "checkpoint-25" / "bank").mkdir(parents=True)
     sts.main()
     assert len(commands) == 2
 
