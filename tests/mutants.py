@@ -63,7 +63,7 @@ FAULTS = [Fault(*row) for row in (
     ("kernels-ids", 'row_id[:, None] == col_id[None, :], -float("inf"), bias)',
      "row_id[:, None] == col_id[None, :], 0.0, bias)", "test_blocks test_forms -k triton"),
     ("kernels-topk-trusts-products", "~(kth > reachable)", "~(kth > following)",
-     "test_nearest_rough test_nearest_selection -k triton"),
+     "test_search"),
     ("kernels-projection", "tl.sum(g * x * scale, 0) * scale * x", "tl.sum(g * x * scale, 0) * x",
      "test_vectors test_dtypes -k triton"),
     ("kernels-assign-ties", "place = tl.min(tl.where(best == top[:, None], column, last), 1)\n    wanted",

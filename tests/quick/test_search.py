@@ -35,6 +35,15 @@ def test_many_equal_rows_are_found_in_their_order(forced):
     assert forced(fastcse.topk, torch.ones(2, 3), corpus, 40).indices.tolist() == [list(range(40))] * 2
 
 
+@pytest.mark.parametrize("backend", ["cpp", "triton"])
+def test_the_best_is_found_among_rows_that_bfloat16_cannot_tell_apart(backend):
+    """Products of 1 + j 2^-14 all round to 1: more of them than are scored again at first."""
+    j = torch.randperm(60, generator=torch.Generator().manual_seed(0))
+    corpus = torch.stack([torch.ones(60), j / 128], 1).bfloat16()
+    found = fastcse.topk(torch.tensor([[1.0, 2**-7]]).bfloat16(), corpus, 2, metric="ip", backend=backend)
+    assert j[found.indices].tolist() == [[59, 58]]
+
+
 def test_the_only_candidate_is_no_negative_of_its_anchor(forced):
     found = forced(fastcse.hardest_negative, at(1.0, 0.5), at(0.9), torch.tensor([0, 0]))
     assert found.index.tolist() == [-1, -1]
