@@ -38,7 +38,6 @@ class CachedCase(Case):
     sizes = (("N", "n"), ("D", "d"), ("mini-batch", "mini_batch"))
     operations = ("cached loss stage",)
     operation = "cached loss stage"
-    counted = "anchors"
     mode = "full"
     labelled = ("operation", "m", "dtype", "mode")
     lower_bound_note = "the columns joined, three products, no loss"

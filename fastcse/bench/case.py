@@ -25,13 +25,11 @@ class WrongAnswer(Exception):
 
 
 class Metric(NamedTuple):
-    """A field of a measurement that only its operation has: heading and format of a table, name and unit in words;
-    `drawn` is its label in a figure, if it has one there."""
+    """A field of a measurement that only its operation has: heading and format of a table; `drawn` is its label in a
+    figure, if it has one there."""
 
     field: str
     heading: str
-    name: str
-    unit: str
     form: str = ".1e"
     drawn: str = ""
 
@@ -70,9 +68,8 @@ class Measurement:
         """The inverse of `labels`; text in the place of a number, as older files have it for NaN, is a number."""
         kinds = get_type_hints(cls)
         kept = {key: value for key, value in labels.items() if key in kinds}
-        numbers = {key: float(value) for key, value in kept.items() if isinstance(value, str) and float in
-                   get_args(kinds[key])}  # fmt: skip
-        return cls(**kept | numbers)
+        text = [key for key, value in kept.items() if isinstance(value, str) and float in get_args(kinds[key])]
+        return cls(**kept | {key: float(kept[key]) for key in text})
 
 
 @dataclass
@@ -125,13 +122,14 @@ class Case:
     lower_bound_name: ClassVar[str] = "bare products"
     ours: ClassVar[str] = "fastcse"
     always: ClassVar[tuple[str, ...]] = ("fastcse",)
-    # (label of a size, field); properties that stand beside the fields in JSON; fields that do not
+    # The names of what is computed, as JSON has them; (label of a size, field); properties that stand beside the fields
+    # in JSON; fields that do not.
+    operations: ClassVar[tuple[str, ...]] = ()
     sizes: ClassVar[tuple[tuple[str, str], ...]] = (("N", "n"), ("D", "d"))
     labelled: ClassVar[tuple[str, ...]] = ("operation",)
     unlabelled: ClassVar[tuple[str, ...]] = ()
     # What its data and its providers depend on, where it is no field: `variant` is what a provider may not compute.
     operation: Any = ""
-    counted: Any = "rows"
     variant: Any = None
     mode: Any = "forward"
     stage: Any = "early"
@@ -202,8 +200,9 @@ class Case:
 class ArrayCase(Case):
     """A case of rows that `data` makes: what such operations share."""
 
-    dtype: str = option("float32", "Type of the rows.", choices=tuple(DTYPES), metavar="NAME",
-                        shown="float32 on the CPU, bfloat16 on a GPU")  # fmt: skip
+    dtype: str = option(
+        "float32", "Type of the rows.", choices=tuple(DTYPES), shown="float32 on the CPU, bfloat16 on a GPU"
+    )
     device: str = option("cpu", "cpu or cuda.", metavar="NAME", shown="a GPU if there is one")
     data: str = option("clustered", "Kind of rows.", choices=tuple(KINDS), several=True)
     seed: int = option(0, "Seed of the rows.")

@@ -71,8 +71,8 @@ class KMeansCase(ArrayCase):
 
     row = KMeansMeasurement
     metrics = (
-        Metric("inertia_error", "inertia\nerror", "inertia error", "relative", "+.1e"),
-        Metric("same_labels", "same\nlabels", "same labels", "share", ".5f"),
+        Metric("inertia_error", "inertia\nerror", "+.1e"),
+        Metric("same_labels", "same\nlabels", ".5f"),
     )
     legend = (
         "MiB: beyond points, labels and centroids; inertia error: relative to float64 with the same start and "
@@ -80,7 +80,6 @@ class KMeansCase(ArrayCase):
     )
     axes = ("what", "n", "m", "d", "metric", "data")
     operations = tuple(f"kmeans {part}" for part in PARTS)
-    counted = "points"
     sizes = (("N", "n"), ("K", "m"), ("D", "d"))
 
     def __post_init__(self):

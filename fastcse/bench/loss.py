@@ -52,15 +52,14 @@ class LossCase(ArrayCase):
 
     row = LossMeasurement
     metrics = (
-        Metric("loss_error", "loss\nerror", "loss error", "relative"),
-        Metric("gradient_error", "grad.\nerror", "gradient error", "relative", drawn="relative error of the gradients"),
+        Metric("loss_error", "loss\nerror"),
+        Metric("gradient_error", "grad.\nerror", drawn="relative error of the gradients"),
     )
     legend = "MiB: beyond inputs and gradients; errors: relative, from float64."
     axes = ("n", "d", "data", "stage")
     always = ("fastcse", "eager")  # eager is the yardstick of the accuracy rule
     operations = ("loss",)
     labelled = ()
-    counted = "anchors"
 
     def __post_init__(self):
         super().__post_init__()
@@ -68,8 +67,8 @@ class LossCase(ArrayCase):
             object.__setattr__(self, "m", self.n)
         if self.m < self.n or (self.loss == "symmetric" and self.m != self.n):
             wanted = "exactly" if self.loss == "symmetric" else "at least"
-            raise OptionError("m", f" is {self.m}: {self.loss} needs {wanted} as many candidates as ", "n",
-                              f", which is {self.n}")  # fmt: skip
+            text = f" is {self.m}: {self.loss} needs {wanted} as many candidates as "
+            raise OptionError("m", text, "n", f", which is {self.n}")
 
     @property
     def operation(self) -> str:

@@ -39,22 +39,22 @@ def measure(
         return case.measure(providers, repeat=repeat, step=step)
     inputs = case.inputs()
     exact = case.exact(*inputs)
+    known = {provider.name: provider for provider in providers}
     result, runs = Result(case, repeat), {}
-    for provider in providers:
+    for provider in known.values():
         row = case.row(provider.name, note=provider.note)
         result.rows.append(row)
         if (absent := provider.missing()) is not None:
             row.status, row.reason = "absent", absent
         elif run := attempt(row, lambda p=provider, r=row: _verified(case, p, inputs, exact, r)):
-            runs[provider] = run
+            runs[provider.name] = run
         if provider.name == case.ours:
             result.backend = last_backend()
         step(provider.name)
     result.check()
-    _time_all(result, inputs, {provider.name: run for provider, run in runs.items()}, step)
+    _time_all(result, inputs, runs, step)
     # Once more: it may have failed since, beside the memory of the others.
     result.check()
-    known = {provider.name: provider for provider in runs}
     for row in result.rows:
         if memory and row.status == "measured" and case.n * case.m >= SMALLEST**2:
             _measure_memory(case, known.get(row.provider), row)

@@ -53,24 +53,22 @@ class MiningCase(Case):
     seed: int = option(0, "Seed of the rows.")
 
     row = MiningMeasurement
-    metrics = (Metric("same", "same", "same triplets", "share", ".5f"),)
+    metrics = (Metric("same", "same", ".5f"),)
     legend = "MiB: beyond texts and rows; same: triplets in common with sentence-transformers', of all of both."
     axes = ("n", "d", "filters")
     operations = ("mining",)
     operation = "mining"
-    counted = "pairs"
     labelled = ("operation", "m", "filters")
     lower_bound_note = "one product in panels, nothing mined"
 
     def __post_init__(self):
         super().__post_init__()
         least = self.range_min + self.negatives
+        both = ("range_min", f" {self.range_min} + ", "negatives", f" {self.negatives}")
         if self.range_max is not None and self.range_max < least:
-            raise OptionError("range_max", f" is {self.range_max}: expected at least ", "range_min",
-                              f" {self.range_min} + ", "negatives", f" {self.negatives}")  # fmt: skip
+            raise OptionError("range_max", f" is {self.range_max}: expected at least ", *both)
         if self.n <= least:
-            raise OptionError("n", f" is {self.n}: expected more than ", "range_min", f" {self.range_min} + ",
-                              "negatives", f" {self.negatives}")  # fmt: skip
+            raise OptionError("n", f" is {self.n}: expected more than ", *both)
 
     @property
     def m(self) -> int:

@@ -88,8 +88,8 @@ def legend(results: list[Result]) -> Group:
         f"{'' if case.flops is None else 'TFLOP/s: of those products; '}{case.legend}"
     ]
     lines += [f"[bold]{name}[/]: {escape('; '.join(found))}" for name, found in notes.items()]
-    lines += [f"[bold]{', '.join(names)}[/] {status}: {escape(why)}"
-              for (status, why), names in left_out(rows).items()]  # fmt: skip
+    for (status, why), names in left_out(rows).items():
+        lines.append(f"[bold]{', '.join(names)}[/] {status}: {escape(why)}")
     return Group(*(f"[dim]{line}[/]" for line in lines))
 
 

@@ -71,10 +71,10 @@ class RowwiseCase(ArrayCase):
 
     row = RowwiseMeasurement
     metrics = (
-        Metric("gb_s", "GB/s", "bandwidth", "GB/s", ".1f"),
-        Metric("of_copy", "of\ncopy", "share of the copy's bandwidth", "share", ".0%"),
-        Metric("value_error", "value\nerror", "value error", "relative", drawn="relative error of the value"),
-        Metric("gradient_error", "grad.\nerror", "gradient error", "relative", drawn="relative error of the gradients"),
+        Metric("gb_s", "GB/s", ".1f"),
+        Metric("of_copy", "of\ncopy", ".0%"),
+        Metric("value_error", "value\nerror", drawn="relative error of the value"),
+        Metric("gradient_error", "grad.\nerror", drawn="relative error of the gradients"),
     )
     legend = (
         "MiB: beyond inputs and gradients or moved rows; GB/s: what the copy reads and writes, by each one's time; "

@@ -67,9 +67,9 @@ class TopkCase(ArrayCase):
 
     row = TopkMeasurement
     metrics = (
-        Metric("recall", "recall", "recall", "share", ".5f"),
-        Metric("recall_tied", "with\nties", "recall with ties", "share", ".5f"),
-        Metric("value_error", "value\nerror", "value error", "relative"),
+        Metric("recall", "recall", ".5f"),
+        Metric("recall_tied", "with\nties", ".5f"),
+        Metric("value_error", "value\nerror"),
     )
     legend = (
         "MiB: beyond inputs and result; recall: of the k best by float64, and with what the provider rounds to one "
@@ -78,7 +78,6 @@ class TopkCase(ArrayCase):
     axes = ("n", "m", "d", "k", "metric", "data")
     operations = ("topk",)
     operation = "topk"
-    counted = "queries"
     sizes = (("N", "n"), ("M", "m"), ("D", "d"), ("k", "k"))
     lower_bound_note = "one product in panels, no selection"
 

@@ -67,9 +67,9 @@ class StepCase(Case):
 
     row = StepMeasurement
     metrics = (
-        Metric("sentences_s", "sent.\n/ s", "sentences", "1/s", ".1f"),
-        Metric("loss", "loss", "loss without dropout", "nats", ".6f"),
-        Metric("gradient_norm", "grad.\nnorm", "norm of the gradient", "1", ".5g"),
+        Metric("sentences_s", "sent.\n/ s", ".1f"),
+        Metric("loss", "loss", ".6f"),
+        Metric("gradient_norm", "grad.\nnorm", ".5g"),
     )
     panels = (("sentences_s", "sentences a second"), ("extra_mib", "MiB of a step at its peak"))
     legend = (
@@ -82,7 +82,6 @@ class StepCase(Case):
     always = (OURS,)
     operations = ("training step",)
     operation = "training step"
-    counted = "pairs"
     mode = "full"
     labelled = ("operation", "m", "dtype", "mode")
     unlabelled = ("texts",)
@@ -126,11 +125,11 @@ class StepCase(Case):
     def fault(self, ours: StepMeasurement, result: Result) -> str | None:
         for name, row in result.measured.items():
             if not abs(row.loss - ours.loss) <= SAME_LOSS:
-                return (f"the loss of {name} is {row.loss:.6f} and that of {OURS} {ours.loss:.6f}, expected a "
-                        f"difference of at most {SAME_LOSS:g}")  # fmt: skip
+                found = f"the loss of {name} is {row.loss:.6f} and that of {OURS} {ours.loss:.6f}"
+                return f"{found}, expected a difference of at most {SAME_LOSS:g}"
             if not math.isclose(row.gradient_norm, ours.gradient_norm, rel_tol=SAME_NORM):
-                return (f"the gradient of {name} has norm {row.gradient_norm:.6g} and that of {OURS} "
-                        f"{ours.gradient_norm:.6g}, expected the same to {SAME_NORM:g}")  # fmt: skip
+                found = f"the gradient of {name} has norm {row.gradient_norm:.6g} and that of {OURS}"
+                return f"{found} {ours.gradient_norm:.6g}, expected the same to {SAME_NORM:g}"
         return None
 
 

@@ -121,8 +121,7 @@ def _with_texts(cases: list[Case], texts: Path, run: TrainRun) -> list[Case]:
     found = _sentences(run.corpus)
     source = DOCSTRINGS if run.corpus is None else Path(run.corpus).name
     if (largest := max(case.n for case in cases)) > len(found):
-        raise OptionError("n", f" is {largest} and {source} has {len(found)} distinct sentences: expected at least as "
-                          "many")  # fmt: skip
+        raise OptionError("n", f" is {largest} and {source} has {len(found)} distinct sentences: expected no more")
     texts.write_text("\n".join(found[:largest]) + "\n", encoding="utf-8")
     limit = run.memory_limit_gib
     allowed = int(limit * GIB) if limit is not None else int(USUAL_SHARE * (free_bytes(cases[0].device) or 8 * GIB))

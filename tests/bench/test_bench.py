@@ -39,7 +39,7 @@ class DoubleCase(ArrayCase):
     d: int = option(1, "Width.", least=1, several=True)
 
     row = DoubleMeasurement
-    metrics = (Metric("error", "error", "error", "absolute", drawn="error"),)
+    metrics = (Metric("error", "error", drawn="error"),)
     legend = "error: of the double."
     axes = ("n", "d", "data")
     operations = ("doubling",)
