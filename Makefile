@@ -25,13 +25,13 @@ demo: $(STAMP) ## the main job on text that every installation has: train, score
 	$(BIN)/fastcse demo
 
 quick: $(STAMP) ## the tests to run after every change: a minute on two cores
-	$(BIN)/pytest tests/quick -n 2
+	$(BIN)/pytest tests/quick -n 2 -m "not whole"
 
 test: $(STAMP) ## the tests that hold a change: ten minutes on two cores
 	$(BIN)/pytest -n 2 -m "not whole"
 
 test-all: $(STAMP) ## every test that needs no GPU, also what only a night has time for
-	FASTCSE_TEST_WHOLE=1 $(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2
 
 mutants: $(STAMP) ## faults put into a copy of the sources, one at a time, and the test that sees each (NAMES="a b"; an hour)
 	$(BIN)/python tests/mutants.py $(NAMES)

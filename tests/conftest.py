@@ -2,13 +2,11 @@
 
 The CPU lane runs the kernels in Triton's interpreter. FASTCSE_TEST_DEVICE=cuda runs the same files on the device.
 FASTCSE_ALLOW_NO_CPP=1 lets a machine without the C++ module skip its cases instead of failing them.
-FASTCSE_TEST_WHOLE=1 runs every combination of parameters in the interpreter too, which takes half an hour.
 """
 
 import os
 import sys
 from collections import defaultdict
-from itertools import combinations
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 DEVICE = os.environ.get("FASTCSE_TEST_DEVICE", "cpu")
@@ -72,47 +70,40 @@ torch.empty_strided = poisoned(torch.empty_strided)
 torch.Tensor.new_empty = poisoned(torch.Tensor.new_empty)
 
 
-def covering(items):
-    """A part of one test's items in which every pair of parameter values occurs, picked greedily in order; every value
-    where the test is marked `interpreted_by_value`."""
-    together = 1 if items[0].get_closest_marker("interpreted_by_value") else 2
-    wanted = {
-        item: set(combinations(sorted((k, repr(v)) for k, v in item.callspec.params.items()), together)) or {item.name}
-        for item in items
-    }
+def by_value(items):
+    """A part of one test's items in which every value of every parameter occurs, picked greedily in order."""
+    wanted = {item: {(k, repr(v)) for k, v in item.callspec.params.items()} for item in items}
     missing, kept = set().union(*wanted.values()), []
     while missing:
-        best = max(items, key=lambda item: len(wanted[item] & missing))
-        kept.append(best)
-        missing -= wanted[best]
+        kept.append(max(items, key=lambda item: len(wanted[item] & missing)))
+        missing -= wanted[kept[-1]]
     return kept
 
 
 def pytest_configure(config):
-    meaning = "in the interpreter, run every value of every parameter instead of every pair of values"
-    config.addinivalue_line("markers", f"interpreted_by_value: {meaning}")
+    config.addinivalue_line("markers", "interpreted: runs in Triton's interpreter in `make test` too")
+    config.addinivalue_line("markers", "interpreted_by_value: the same, one item for every value")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """The interpreter is a hundred times slower than a backend: it runs every pair of parameter values, not every
-    combination, so that the tests take minutes. The device lane and FASTCSE_TEST_WHOLE=1 run all."""
+    """The interpreter is thirty times slower than a backend, and the engine above the kernels is the same code on all
+    of them: without a GPU, what is not made for the interpreter runs there in `make test-all` alone."""
     if DEVICE != "cpu":
         # What never touches the device has run in the CPU lane.
         elsewhere = [item for item in items if "device" not in item.fixturenames]
         config.hook.pytest_deselected(items=elsewhere)
         items[:] = [item for item in items if "device" in item.fixturenames]
         return
-    if os.environ.get("FASTCSE_TEST_WHOLE") == "1":
-        return
-    interpreted = defaultdict(list)
+    groups = defaultdict(list)
     for item in items:
         if getattr(item, "callspec", None) and item.callspec.params.get("backend") == "triton":
-            interpreted[item.parent.nodeid, item.originalname].append(item)
-    dropped = {item for group in interpreted.values() for item in group} - {
-        item for group in interpreted.values() for item in covering(group)
-    }
-    config.hook.pytest_deselected(items=list(dropped))
-    items[:] = [item for item in items if item not in dropped]
+            groups[item.parent.nodeid, item.originalname].append(item)
+    for group in groups.values():
+        kept = by_value(group) if group[0].get_closest_marker("interpreted_by_value") else []
+        for item in group:
+            if item not in kept and not item.get_closest_marker("interpreted"):
+                item.add_marker(pytest.mark.whole)
 
 
 @pytest.fixture(autouse=True)

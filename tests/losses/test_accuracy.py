@@ -10,7 +10,7 @@ import fastcse
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 KINDS = ["random", "clustered", "anisotropic"]
-TEMPERATURES = [0.1, 0.05, 0.02, 0.01]
+TEMPERATURES = [0.05, 0.01, *(pytest.param(t, marks=pytest.mark.whole) for t in (0.1, 0.02))]
 SHAPES = [
     (1, 1, 1),
     (13, 17, 7),
@@ -39,7 +39,6 @@ def make_case(kind, shape, dtype, **options):
     return Case(anchor, candidate, positive, extras=(Extra(hard),), **options)
 
 
-@pytest.mark.interpreted_by_value
 @every_loss
 @every_dtype
 @pytest.mark.parametrize("shape", SHAPES, ids=label)
@@ -107,7 +106,6 @@ def test_a_loss_of_one_millionth_keeps_its_digits(run):
     np.testing.assert_allclose(got[small], exact[small], rtol=2e-5)
 
 
-@pytest.mark.interpreted_by_value
 @every_loss
 @pytest.mark.parametrize("workspace", [1 << 12, 1 << 16])
 @pytest.mark.parametrize("options", [{}, {"symmetric": True}], ids=["one_way", "symmetric"])

@@ -12,7 +12,6 @@ from yardstick import assert_within
 
 import fastcse
 
-pytestmark = pytest.mark.interpreted_by_value
 MODES = ("raw", "l2", "sign")
 every_mode = pytest.mark.parametrize("mode", MODES)
 

@@ -137,7 +137,6 @@ def test_a_nan_stays_in_its_row(run):
     assert torch.isnan(loss).tolist() == [False, False, True, False, False]
 
 
-@pytest.mark.interpreted_by_value
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=lambda t: str(t)[6:])
 @pytest.mark.parametrize("kind", ["random", "clustered", "anisotropic"])
 @pytest.mark.parametrize("temperature", [0.05, 0.01])

@@ -11,11 +11,11 @@ from yardstick import assert_rule, eager
 
 import fastcse
 
-every_loss = pytest.mark.parametrize("loss", ["infonce", "focal", "detached"])
-every_reduction = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+every_loss = pytest.mark.parametrize("loss", ["infonce", "focal"])
+every_reduction = pytest.mark.parametrize("reduction", ["mean", "none"])
 every_direction = pytest.mark.parametrize("symmetric", [False, True], ids=["one_way", "symmetric"])
 
-FOCAL = {"infonce": {}, "focal": {"focal": True}, "detached": {"focal": True, "detach": True}}
+FOCAL = {"infonce": {}, "focal": {"focal": True}}
 N, M, D = 12, 17, 7
 
 
@@ -62,7 +62,7 @@ def case_of(loss, positive="in order", blocks="none", ids=False, **options):
 
 
 def upstream_of(reduction):
-    return {"mean": None, "sum": torch.ones(N), "none": torch.linspace(-1, 2, N)}[reduction]
+    return {"mean": None, "none": torch.linspace(-1, 2, N)}[reduction]
 
 
 @every_loss

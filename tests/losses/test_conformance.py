@@ -2,7 +2,13 @@
 
 import pytest
 from conformance import LOSSES
-from properties import PROPERTIES, compiles_whole, twice_the_same_bits, value_and_gradients
+from properties import (
+    PROPERTIES,
+    a_nan_stays_in_its_row,
+    compiles_whole,
+    value_and_gradients,
+    zero_rows_have_no_gradient,
+)
 
 every_loss = pytest.mark.parametrize("name", LOSSES)
 
@@ -10,8 +16,14 @@ every_loss = pytest.mark.parametrize("name", LOSSES)
 @every_loss
 @pytest.mark.parametrize("check", PROPERTIES, ids=lambda check: check.__name__)
 def test_every_loss_has_every_property(name, check, backend, device):
-    if backend == "triton" and device.type == "cpu" and check not in (value_and_gradients, twice_the_same_bits):
-        pytest.skip("in the interpreter, kernels are covered by their flags; a GPU runs all")
+    check(LOSSES[name], backend, device)
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("backend", ["triton"], indirect=True)
+@pytest.mark.parametrize("check", [value_and_gradients, a_nan_stays_in_its_row, zero_rows_have_no_gradient])
+@pytest.mark.parametrize("name", ["quadruplet", "quadruplet classic", "adversarial l2"])
+def test_kernels_of_rows(name, check, backend, device):
     check(LOSSES[name], backend, device)
 
 

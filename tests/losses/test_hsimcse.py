@@ -11,7 +11,6 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import fastcse
 
-pytestmark = pytest.mark.interpreted_by_value
 every_reduction = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 QUIET = {"noise": 0.0}
 FORMS = {

@@ -1,5 +1,7 @@
 """torch.library.opcheck of every custom op, with the arguments of real calls."""
 
+import functools
+
 import pytest
 import torch
 from calls import everything, views
@@ -81,27 +83,27 @@ def record(call):
     return recorder.calls
 
 
+@functools.cache
+def recorded(device, backend, name):
+    return record(scenarios(device, backend)[name])
+
+
 @pytest.mark.parametrize("name", scenarios("cpu", None))
 def test_opcheck(device, name):
-    calls = record(scenarios(device, None)[name])
+    calls = recorded(device, None, name)
     assert calls, "no custom op of fastcse was seen"
     for op, args, kwargs in calls:
         torch.library.opcheck(op, args, kwargs)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "everything", "similarity", "rows", "topk", "assign", "cluster sums", "quadruplet", "quadruplet of rows",
-        "hsimcse",
-    ],
-)  # fmt: skip
+@pytest.mark.interpreted
+@pytest.mark.parametrize("name", ["everything", "quadruplet of rows"])
 def test_opcheck_on_every_backend(device, backend, name):
-    for op, args, kwargs in record(scenarios(device, backend)[name]):
+    for op, args, kwargs in recorded(device, backend, name):
         torch.library.opcheck(op, args, kwargs)
 
 
 def test_the_scenarios_reach_every_custom_op(device):
-    seen = {op.name() for call in scenarios(device, None).values() for op, _, _ in record(call)}
+    seen = {op.name() for name in scenarios(device, None) for op, _, _ in recorded(device, None, name)}
     registered = {name.split(".")[0] for name in torch._C._dispatch_get_all_op_names() if name.startswith("fastcse::")}
     assert seen == registered

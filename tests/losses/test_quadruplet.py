@@ -14,7 +14,6 @@ from yardstick import assert_within
 
 import fastcse
 
-pytestmark = pytest.mark.interpreted_by_value
 every_place = pytest.mark.parametrize("index", [False, True], ids=["rows", "index"])
 every_reduction = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 FORMS = {

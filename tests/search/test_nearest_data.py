@@ -13,6 +13,8 @@ from nearest_oracle import Search, checker, values
 
 import fastcse
 
+pytestmark = pytest.mark.interpreted_by_value
+
 VECTORS = Path(__file__).parents[3] / "shared" / "data" / "vectors"
 with_vectors = pytest.mark.skipif(
     not VECTORS.exists(), reason="needs ../shared/data/vectors, which is not in the repository"

@@ -9,6 +9,8 @@ from nearest_oracle import METRICS, Search, checker, may_be_found, values
 
 import fastcse
 
+pytestmark = pytest.mark.interpreted_by_value
+
 HALF, BRAIN, SINGLE = torch.float16, torch.bfloat16, torch.float32
 
 

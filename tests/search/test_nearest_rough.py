@@ -12,6 +12,8 @@ from nearest_oracle import METRICS, Search, assert_same, integers, nearest, valu
 
 import fastcse
 
+pytestmark = pytest.mark.interpreted_by_value
+
 _C = pytest.importorskip("fastcse._C", reason="the C++ module is not built; test_house fails without it")
 every_metric = pytest.mark.parametrize("metric", METRICS)
 

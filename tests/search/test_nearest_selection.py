@@ -13,7 +13,7 @@ import fastcse
 from fastcse.kernels import configs, topk_scores, topk_select
 
 nearest = sys.modules["fastcse.kernels.topk_search"]
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::RuntimeWarning"), pytest.mark.interpreted_by_value]
 BASE = configs.INTERPRETED if DEVICE == "cpu" else configs.HALF
 every_metric = pytest.mark.parametrize("metric", METRICS)
 every_type = pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)

@@ -11,6 +11,8 @@ import fastcse
 from fastcse import OnlineKMeans
 from fastcse.clustering.online_start import first_centroids, mean_similarity
 
+pytestmark = pytest.mark.interpreted_by_value
+
 Z1 = torch.tensor([[3.0, 4, 0], [0, 3, 4], [5, 0, 0]])
 Z2 = torch.tensor([[4.0, 3, 0], [0, 4, 3], [4, 0, -3]])
 MU = torch.tensor([[3.0, 4, 0], [5, 0, 0]])
