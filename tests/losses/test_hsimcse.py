@@ -1,11 +1,9 @@
 """hsimcse_loss on every backend: the published vectors, plain torch, its two parts, its statistics, its modules."""
 
-import inspect
-
 import pytest
 import torch
 import torch.nn.functional as F
-from calls import LAYOUTS, assert_compiles, both_ways, weigh
+from calls import assert_compiles, both_ways, weigh
 from row_oracle import BANK, NEAREST, Z1, Z2, published, quadruplet
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -160,26 +158,6 @@ def test_positives_anywhere(ask, form):
     assert_close(ask(rows, positive=positive), ask(rows, positive))
 
 
-@every_form
-def test_float64(device, form):
-    rows = leaves_of(views(dtype=torch.float64), device)
-    loss = fastcse.hsimcse_loss(*rows, noise=0.0, **FORMS[form])
-    assert fastcse.last_backend() == "reference"
-    assert loss.dtype == torch.float64
-    got = (loss, *torch.autograd.grad(loss, rows[:2]))
-    assert_close(got, plainly(rows, **FORMS[form]), rtol=1e-9, atol=1e-11)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_half_precision(ask, dtype):
-    rows = views(20, 20, 32, dtype=dtype)
-    got = ask(rows, margin=0.5)
-    assert got[0].dtype == torch.float32
-    assert got[1].dtype == got[2].dtype == dtype
-    wide = [z.detach().float() for z in rows]
-    assert_close([x.float() for x in got], plainly(wide, margin=0.5), rtol=2e-2, atol=4 * torch.finfo(dtype).eps / 20)
-
-
 # ---------------------------------------------------------------- its two parts
 
 
@@ -307,19 +285,6 @@ def test_a_bad_row_spoils_its_own_loss_only(forced, device, place):
         torch.testing.assert_close(got[others], clean[others], rtol=1e-6, atol=1e-6)
 
 
-def test_zero_rows_stay_finite(ask):
-    rows = views()
-    with torch.no_grad():
-        for k, z in enumerate(rows):
-            z[k] = 0
-    loss, danchor, dcandidate = ask(rows, margin=2.0)
-    assert loss.isfinite()
-    assert (danchor[0] == 0).all()
-    assert (dcandidate[1] == 0).all()
-    assert danchor.isfinite().all()
-    assert dcandidate.isfinite().all()
-
-
 # ---------------------------------------------------------------- constants, noise, temperature
 
 
@@ -328,27 +293,6 @@ def test_the_corpus_negatives_are_constants(forced, device):
     rows[2].requires_grad_()
     forced(fastcse.hsimcse_loss, *rows, noise=0.0, margin=1.0).backward()
     assert rows[2].grad is None or (rows[2].grad == 0).all()
-
-
-@pytest.mark.parametrize("which", [0, 1], ids=["anchor", "candidate"])
-@every_reduction
-def test_one_side_without_gradient(forced, device, which, reduction):
-    both, one = leaves_of(views(), device), leaves_of(views(), device)
-    one[1 - which].requires_grad_(False)
-    for leaves in (both, one):
-        weigh(forced(fastcse.hsimcse_loss, *leaves, noise=0.0, margin=0.5, reduction=reduction)).backward()
-    assert one[1 - which].grad is None
-    torch.testing.assert_close(one[which].grad, both[which].grad, rtol=1e-5, atol=1e-7)
-
-
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_without_gradients_the_loss_is_the_same(forced, device, mode):
-    rows = leaves_of(views(), device)
-    expected = forced(fastcse.hsimcse_loss, *rows, noise=0.0, margin=0.5)
-    with mode():
-        got = forced(fastcse.hsimcse_loss, *rows, noise=0.0, margin=0.5)
-    assert not got.requires_grad
-    torch.testing.assert_close(got, expected.detach(), rtol=1e-6, atol=1e-6)
 
 
 def test_the_noise_follows_its_generator(ask, device):
@@ -390,40 +334,6 @@ def test_a_temperature_that_learns_learns_from_infonce_alone(forced, device):
         grads.append(temperature.grad)
     assert grads[1] != 0
     torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-7)
-
-
-def test_twice_the_same_bits(ask, backend):
-    rows = views(24, 24, 6) if backend == "triton" else views(400, 400, 24)
-    for one, two in zip(ask(rows, margin=0.5), ask(rows, margin=0.5)):
-        assert torch.equal(one, two)
-
-
-@every_reduction
-def test_backward_twice_gives_the_same_gradient_twice(forced, device, reduction):
-    rows = leaves_of(views(), device)
-    loss = weigh(forced(fastcse.hsimcse_loss, *rows, noise=0.0, margin=0.5, reduction=reduction))
-    first = [g.clone() for g in torch.autograd.grad(3 * loss, rows[:2], retain_graph=True)]
-    second = torch.autograd.grad(3 * loss, rows[:2], retain_graph=True)
-    third = torch.autograd.grad(loss, rows[:2])
-    for a, b, c in zip(first, second, third):
-        assert torch.equal(a, b)
-        torch.testing.assert_close(a, 3 * c, rtol=1e-4, atol=1e-5)
-
-
-def test_inputs_are_never_written_to(forced, device):
-    rows = leaves_of(views(), device)
-    before, versions = [z.detach().clone() for z in rows], [z._version for z in rows]
-    forced(fastcse.hsimcse_loss, *rows, margin=0.5).backward()
-    for now, then, version in zip(rows, before, versions):
-        assert torch.equal(now, then)
-        assert now._version == version
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_any_strides(ask, layout):
-    rows = views()
-    strided = [LAYOUTS[layout](z.detach()).requires_grad_(z.requires_grad) for z in rows]
-    assert_close(ask(strided, margin=0.5), ask(rows, margin=0.5))
 
 
 # ---------------------------------------------------------------- statistics
@@ -491,15 +401,15 @@ def test_asking_for_statistics_changes_neither_loss_nor_gradient(ask):
 
 
 MODULES = [
-    {},
-    {"temperature": 0.2},
-    {"form": "classic", "margin": (0.3, 0.1)},
-    {"quadruplet_weight": 2.0, "margin": 0.4},
-    {"weights": (1.0, 0.5), "margin": 0.2},
-    {"adversarial_mode": "sign", "adversarial_step": 0.5, "margin": 0.4},
-    {"symmetric": True},
-    {"reduction": "none"},
-    {"backend": "reference"},
+    {"temperature": 0.2, "symmetric": True},
+    {"form": "classic", "margin": (0.3, 0.1), "reduction": "none"},
+    {
+        "quadruplet_weight": 2.0,
+        "weights": (1.0, 0.5),
+        "margin": 0.4,
+        "adversarial_mode": "sign",
+        "adversarial_step": 0.5,
+    },
 ]
 
 
@@ -550,51 +460,13 @@ def test_the_module_draws_noise_by_default(device):
     assert one != values[2]
 
 
-QUADRUPLETS = [{}, {"margin": 0.4}, {"weights": (1.0, 0.5)}, {"form": "classic", "margin": (0.3, 0.1)},
-               {"normalize": False}, {"reduction": "sum"}, {"backend": "reference"}]  # fmt: skip
-
-
-@pytest.mark.parametrize("options", QUADRUPLETS, ids=str)
-def test_the_quadruplet_module_is_its_function(device, options):
-    rows = [torch.randn(7, 5, device=device, requires_grad=True) for _ in range(4)]
-    index, candidate = torch.tensor([1, 0, -1, 2, 2, 0, 1], device=device), torch.randn(3, 5, device=device)
-    layer = fastcse.QuadrupletLoss(**options)
-    got, expected = layer(*rows), fastcse.quadruplet_loss(*rows, **options)
-    torch.testing.assert_close(got, expected, rtol=0, atol=0)
-    for one, two in zip(*(torch.autograd.grad(loss.sum(), rows) for loss in (got, expected))):
-        torch.testing.assert_close(one, two, rtol=0, atol=0)
-    rows[2] = index
-    torch.testing.assert_close(
-        layer(*rows, candidate=candidate),
-        fastcse.quadruplet_loss(*rows, candidate=candidate, **options),
-        rtol=0,
-        atol=0,
-    )
-    assert list(layer.parameters()) == []
-    assert repr(layer).startswith("QuadrupletLoss")
-
-
-@pytest.mark.parametrize(
-    ("module", "function"), [("HSimCSELoss", "hsimcse_loss"), ("QuadrupletLoss", "quadruplet_loss")]
-)
-def test_defaults_of_a_module_are_those_of_its_function(module, function):
-    ours, theirs = (
-        {k: p.default for k, p in inspect.signature(f).parameters.items() if p.default is not p.empty}
-        for f in (getattr(fastcse, module), getattr(fastcse, function))
-    )
-    shared = ours.keys() & theirs.keys()
-    assert len(shared) >= 5
-    assert {k: ours[k] for k in shared} == {k: theirs[k] for k in shared}
-
-
 # ---------------------------------------------------------------- compile, arguments
 
 
-@pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("form", ["published", "classic", "another attack"])
-def test_compile(device, form, reduction):
+def test_compile(device, form):
     def function(anchor, candidate, corpus):
-        return fastcse.hsimcse_loss(anchor, candidate, corpus, noise=0.0, reduction=reduction, **FORMS[form])
+        return fastcse.hsimcse_loss(anchor, candidate, corpus, noise=0.0, **FORMS[form])
 
     assert_compiles(function, leaves_of(views(), device))
 
@@ -619,19 +491,19 @@ def test_compile_statistics_and_modules(device):
     )
     got, expected = compiled(*rows), fastcse.hsimcse_loss(*rows, noise=0.0, return_stats=True)
     torch.testing.assert_close(got.loss, expected.loss)
-    for one, two in zip(got.stats, expected.stats):
-        torch.testing.assert_close(one, two)
+    assert got.stats.parts.keys() == expected.stats.parts.keys()
+    for name in (*got.stats._fields[:-1], *got.stats.parts):
+        torch.testing.assert_close(getattr(got.stats, name), getattr(expected.stats, name))
     layer = fastcse.HSimCSELoss(noise=0.0, margin=0.5)
     assert_compiles(lambda a, c, k: layer(a, c, k), rows)
 
 
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_the_batch_size_is_no_constant(device, reduction):
+def test_the_batch_size_is_no_constant(device):
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
 
     def function(anchor, candidate, corpus):
-        return fastcse.hsimcse_loss(anchor, candidate, corpus, noise=0.0, margin=0.5, reduction=reduction)
+        return fastcse.hsimcse_loss(anchor, candidate, corpus, noise=0.0, margin=0.5)
 
     compiled = torch.compile(function, fullgraph=True, backend=counter)
     for n in (5, 7, 9, 12):
@@ -646,51 +518,6 @@ def test_compile_with_noise(device):
     compiled = torch.compile(lambda *z: fastcse.hsimcse_loss(*z, margin=0.5), fullgraph=True, backend="aot_eager")
     values = {float(compiled(*rows).detach()) for _ in range(3)}
     assert len(values) == 3, "the noise is drawn anew, not compiled in"
-
-
-R = torch.randn
-ROWS = R(4, 3), R(4, 3), R(4, 3)
-NAN = float("nan")
-BAD = {
-    "one dimension": ((R(11), *ROWS[1:]), {}, "anchor", "11"),
-    "no anchors": ((R(0, 3), *ROWS[1:]), {}, "anchor", r"\(0, 3\)"),
-    "widths": ((ROWS[0], R(4, 17), ROWS[2]), {}, "candidate", r"(?s)3.*17|17.*3"),
-    "corpus count": ((*ROWS[:2], R(13, 3)), {}, "corpus_negative", r"(?s)4.*13|13.*4"),
-    "corpus width": ((*ROWS[:2], R(4, 17)), {}, "corpus_negative", r"(?s)3.*17|17.*3"),
-    "corpus dtype": ((*ROWS[:2], R(4, 3).half()), {}, "corpus_negative", r"(?s)float16.*float32|float32.*float16"),
-    "corpus device": ((*ROWS[:2], R(4, 3, device="meta")), {}, "corpus_negative", r"(?s)cpu.*meta|meta.*cpu"),
-    "positive missing": ((R(19, 3), R(4, 3), R(19, 3)), {}, "positive", r"(?s)19.*4|4.*19"),
-    "positive length": ((*ROWS, torch.arange(13)), {}, "positive", r"(?s)13.*4|4.*13"),
-    "weights": (ROWS, {"weights": (-0.25, 0.1)}, "weights", "-0.25"),
-    "margin": (ROWS, {"margin": NAN}, "margin", "nan"),
-    "two margins": (ROWS, {"margin": (0.125, 0.25)}, "margin", r"0\.125"),
-    "classic weights": (ROWS, {"form": "classic", "weights": (0.9, 0.625)}, "weights", r"classic|0\.625"),
-    "form": (ROWS, {"form": "triplet"}, "form", r"(?s)triplet.*weighted|weighted.*triplet"),
-    "mode": (ROWS, {"adversarial_mode": "fgsm"}, "mode", r"(?s)fgsm.*raw|raw.*fgsm"),
-    "step": (ROWS, {"adversarial_step": NAN}, "step", "nan"),
-    "noise": (ROWS, {"noise": -0.25}, "noise", "-0.25"),
-    "quadruplet_weight": (ROWS, {"quadruplet_weight": NAN}, "quadruplet_weight", "nan"),
-    "temperature": (ROWS, {"temperature": -0.25}, "temperature", "-0.25"),
-    "reduction": (ROWS, {"reduction": "average"}, "reduction", r"(?s)average.*mean|mean.*average"),
-    "anchor_id alone": (ROWS, {"anchor_id": torch.arange(4)}, "anchor_id", "candidate_id"),
-    "backend": (ROWS, {"backend": "cuda_magic"}, "backend", "cuda_magic"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_arguments_are_value_errors_that_name_both_values(name):
-    arguments, options, argument, values = BAD[name]
-    with pytest.raises(ValueError, match=values) as caught:
-        fastcse.hsimcse_loss(*arguments, **options)
-    assert argument in str(caught.value)
-
-
-@pytest.mark.parametrize("name", [name for name, bad in BAD.items() if bad[0] is ROWS and "_id" not in name])
-def test_the_module_refuses_what_the_function_refuses(name):
-    arguments, options, argument, values = BAD[name]
-    with pytest.raises(ValueError, match=values) as caught:
-        fastcse.HSimCSELoss(**options)(*arguments)
-    assert argument in str(caught.value)
 
 
 def test_the_vectors_of_this_file_are_those_of_the_oracle():

@@ -234,6 +234,33 @@ def test_repr_names_what_was_chosen(module, function):
         assert "0.45" in repr(module(margin=0.45))
 
 
+QUADRUPLETS = [{"weights": (1.0, 0.5), "margin": 0.4}, {"form": "classic", "margin": (0.3, 0.1), "normalize": False}]
+
+
+@pytest.mark.parametrize("options", QUADRUPLETS, ids=str)
+def test_the_quadruplet_module_is_its_function(device, options):
+    rows = [torch.randn(7, 5, device=device, requires_grad=True) for _ in range(4)]
+    index, candidate = torch.tensor([1, 0, -1, 2, 2, 0, 1], device=device), torch.randn(3, 5, device=device)
+    layer = fastcse.QuadrupletLoss(**options)
+    got, expected = layer(*rows), fastcse.quadruplet_loss(*rows, **options)
+    torch.testing.assert_close(got, expected, rtol=0, atol=0)
+    for one, two in zip(*(torch.autograd.grad(loss, rows) for loss in (got, expected))):
+        torch.testing.assert_close(one, two, rtol=0, atol=0)
+    rows[2] = index
+    got, expected = layer(*rows, candidate=candidate), fastcse.quadruplet_loss(*rows, candidate=candidate, **options)
+    torch.testing.assert_close(got, expected, rtol=0, atol=0)
+    assert list(layer.parameters()) == []
+    assert repr(layer).startswith("QuadrupletLoss")
+
+
+@pytest.mark.parametrize(("name", "value"), [("weights", (-0.25, 0.1)), ("adversarial_mode", "fgsm"), ("noise", -0.25)])
+def test_the_module_refuses_what_the_function_refuses(name, value):
+    rows = torch.eye(3)
+    with pytest.raises(ValueError, match=name.removeprefix("adversarial_")) as caught:
+        fastcse.HSimCSELoss(**{name: value})(rows, rows, rows)
+    assert str(value) in str(caught.value)
+
+
 # ---------------------------------------------------------------- names of 0.1
 
 
