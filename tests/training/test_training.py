@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -221,6 +222,13 @@ def test_a_run_that_cannot_work_is_refused_before_it_starts(options, tmp_path, s
     ):  # fmt: skip
         with pytest.raises(InputError, match=says):
             train(options(**changes))
+
+
+@pytest.mark.parametrize("loss", [float("inf"), float("nan")])
+def test_a_loss_that_is_not_finite_ends_the_run(loss):
+    trainer = SimpleNamespace(args=SimpleNamespace(learning_rate=2.0), state=SimpleNamespace(global_step=3))
+    with pytest.raises(InputError, match=f"the loss is {loss} at step 3: --lr 2.0 may be too high"):
+        EncoderTrainer.log(trainer, {"loss": loss})
 
 
 def test_what_is_left_out_is_said_before_the_run_and_in_the_report(options, tmp_path, text, caplog):
