@@ -14,8 +14,7 @@ import torch
 from rich.markup import escape
 from rich.table import Table
 
-from ..clustering.kmeans import KMeans
-from ..clustering.seeding import INITS
+from ..clustering.kmeans import INITS, KMeans
 from ..errors import InputError
 from ..files import write_atomic
 from ..ops.dispatch import last_backend

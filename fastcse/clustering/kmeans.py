@@ -2,21 +2,115 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from numbers import Real
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..encoding import progress_bar
 from ..ops import checks
 from ..ops.dispatch import NAMES, choose_backend
 from ..ops.kmeans_steps import METRICS
 from ..reference import unit_rows
 from ..retrieval.arrays import as_rows, check_finite
-from .faiss_kmeans import fit_faiss
+from ..retrieval.faiss_index import import_faiss
 from .lloyd import Lloyd
-from .seeding import INITS, draw_centroids, given_centroids, working_dtype
-from .steps import steps
+
+
+def steps(numbers: range, what: str, unit: str, show: bool) -> Iterator[int]:
+    """The numbers, with a bar on stderr that moves on after each one if `show`."""
+    with progress_bar(what, len(numbers), unit, show) as bar:
+        for number in numbers:
+            yield number
+            bar.update(1)
+
+
+INITS = ("k-means++", "random")
+
+
+def given_centroids(init: Tensor | np.ndarray, clusters: int, points: Tensor) -> Tensor:
+    """(K, D) float centroids as the caller gave them."""
+    rows = torch.as_tensor(init, device=points.device).detach()
+    if rows.shape != (clusters, points.shape[1]):
+        expected = (clusters, points.shape[1])
+        raise ValueError(
+            f"init must have shape {expected}, one row of the points' length for each cluster, got {tuple(rows.shape)}"
+        )
+    if not bool(torch.isfinite(rows).all()):
+        bad = int((~torch.isfinite(rows).all(1)).nonzero()[0])
+        raise ValueError(f"init must be finite, got NaN or infinity in row {bad}")
+    return rows.to(working_dtype(points))
+
+
+def working_dtype(points: Tensor) -> torch.dtype:
+    """float64 for float64 points, else float32."""
+    return torch.promote_types(points.dtype, torch.float32)
+
+
+def draw_centroids(
+    points: Tensor, clusters: int, how: str, cosine: bool, generator: torch.Generator, blocks: list[slice], show: bool
+) -> Tensor:
+    """(K, D) rows of the points: distinct ones at random, or by k-means++, each with a probability that grows with
+    the squared distance (of cosines: 1 - cos) from those before."""
+    if how == "random":
+        chosen = torch.randperm(points.shape[0], generator=generator, device="cpu")[:clusters]
+        return points[chosen.to(points.device)].to(working_dtype(points))
+    return _plus_plus(points, clusters, cosine, generator, blocks, show)
+
+
+def _plus_plus(
+    points: Tensor, clusters: int, cosine: bool, generator: torch.Generator, blocks: list[slice], show: bool
+) -> Tensor:
+    n, dtype = points.shape[0], working_dtype(points)
+    centroids = torch.empty(clusters, points.shape[1], dtype=dtype, device=points.device)
+    nearest = torch.full((n,), torch.inf, dtype=dtype, device=points.device)
+    # Distances do not change when all points move; far from 0 their squares would swallow them.
+    middle = sum(_rows(points[b], dtype, cosine).sum(0, dtype=torch.float64) for b in blocks) / n
+    middle = middle.to(dtype)
+    square = torch.cat([(_rows(points[b], dtype, cosine) - middle).square().sum(1) for b in blocks])
+    place = torch.randint(n, (1,), generator=generator, device="cpu")
+    rounding = 4000 * torch.finfo(dtype).eps
+    for k in steps(range(clusters), "k-means++", "centroids", show):
+        centroids[k] = _rows(points[place.to(points.device)], dtype, cosine)[0]
+        apart_from_middle = centroids[k] - middle
+        own = apart_from_middle.square().sum()
+        for b in blocks:
+            apart = square[b] + own - 2 * ((_rows(points[b], dtype, cosine) - middle) @ apart_from_middle)
+            # Where rounding may be a thousandth of it, from the rows: a twin is at distance 0, and is not drawn.
+            close = (apart <= rounding * (square[b] + own)).nonzero()[:, 0]
+            near = _rows(points[b][close], dtype, cosine) - centroids[k]
+            apart[close] = near.square().sum(1)
+            nearest[b] = torch.minimum(nearest[b], apart)
+        total = nearest.double().cumsum(0)
+        lot = torch.rand(1, generator=generator, dtype=torch.float64, device="cpu").to(points.device) * total[-1]
+        place = torch.searchsorted(total, lot, right=True).clamp_max(n - 1)
+    return centroids
+
+
+def _rows(x: Tensor, dtype: torch.dtype, unit: bool) -> Tensor:
+    return unit_rows(x.to(dtype)) if unit else x.to(dtype)
+
+
+def fit_faiss(points: Tensor, start: Tensor, metric: str, iterations: int) -> Tensor:
+    """(K, D) centroids after `iterations` from `start`.
+
+    Raises:
+        ModuleNotFoundError: faiss is not installed; the message has the command that does.
+    """
+    faiss = import_faiss("k-means")
+    k, d = start.shape
+    rows = points.detach().cpu().float()
+    if metric == "cosine":
+        rows = torch.nn.functional.normalize(rows, dim=1)
+    kmeans = faiss.Kmeans(
+        d, k, niter=iterations, spherical=metric == "cosine", min_points_per_centroid=1,
+        max_points_per_centroid=rows.shape[0],
+    )  # fmt: skip
+    kmeans.train(rows.contiguous().numpy(), init_centroids=start.cpu().float().contiguous().numpy())
+    return torch.from_numpy(kmeans.centroids).reshape(k, d).to(start)
+
 
 BLOCK_BYTES = 256 << 20
 # Whether to stop is read from the device this often: on a GPU each look waits for it.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from numbers import Real
 from typing import NamedTuple
 
@@ -9,10 +11,63 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from ..distributed import Exchange, is_many, total_over_ranks
+from ..distributed import RaggedGather, is_many, total_over_ranks
 from ..ops import checks
 from ..ops.kmeans_steps import assign, cluster_sums
-from .online_start import STARTS, Arriving, first_centroids, mean_similarity
+from ..reference import unit_rows
+
+STARTS = ("chain", "max-min")
+
+
+@dataclass
+class AsyncScalar:
+    """A number (0-dim) on its way from the device: whoever asks late for it does not wait."""
+
+    host: Tensor
+    event: torch.cuda.Event | None = None
+
+    @classmethod
+    def of(cls, number: Tensor) -> AsyncScalar:
+        if not number.is_cuda:
+            return cls(number)
+        host = torch.empty((), dtype=number.dtype, device="cpu", pin_memory=True)
+        host.copy_(number, non_blocking=True)
+        return cls(host, torch.cuda.current_stream(number.device).record_event())
+
+    def value(self) -> float:
+        """The number, when it is there."""
+        if self.event is not None:
+            self.event.synchronize()
+        return float(self.host)
+
+
+def mean_similarity(anchor: Tensor, candidate: Tensor, total: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
+    """0-dim mean cosine of all anchors with all candidates: the product of the means of their unit rows. `total` sums
+    over the ranks."""
+    sums = torch.stack([unit_rows(x.double()).sum(0) for x in (anchor, candidate)])
+    sums = total(torch.cat([sums, torch.full_like(sums[:1], anchor.shape[0])]))
+    mean = sums[:2] / sums[2]
+    return mean[0] @ mean[1]
+
+
+def first_centroids(anchor: Tensor, candidate: Tensor, clusters: int, first: int, how: str) -> Tensor:
+    """(K, D) anchors, `first` among them, each the least similar that is left: to the one before ("chain", by the
+    cosines of anchors with candidates, as released), or to the most similar of all before ("max-min", of anchors)."""
+    dtype = torch.promote_types(anchor.dtype, torch.float32)
+    u = unit_rows(anchor.to(dtype))
+    other = unit_rows(candidate.to(dtype)) if how == "chain" else u
+    nearest = torch.full((anchor.shape[0],), -torch.inf, dtype=dtype, device=anchor.device)
+    used = torch.zeros_like(nearest, dtype=torch.bool)
+    place = torch.tensor([first], device=anchor.device)
+    chosen = []
+    for _ in range(clusters):
+        chosen.append(place)
+        used = used.index_fill(0, place, True)
+        similar = other[: len(u)] @ u[place[0]] if how == "chain" else u @ u[place[0]]
+        nearest = similar if how == "chain" else torch.maximum(nearest, similar)
+        place = nearest.masked_fill(used, torch.inf).argmin(keepdim=True)  # stays on the device
+    return anchor[torch.cat(chosen)].to(dtype)
+
 
 MODES = ("momentum", "kmeans", "adamw")
 REDUCES = ("sum", "mean")
@@ -108,7 +163,7 @@ class OnlineKMeans(nn.Module):
         self.register_buffer("moment1", torch.zeros(moments, dtype=torch.float32))
         self.register_buffer("moment2", torch.zeros(moments, dtype=torch.float32))
         self._running: bool | None = None  # `started` as the host knows it; None: not read since it was loaded
-        self._waiting: list[Arriving] = []  # mean cosines, the oldest first
+        self._waiting: list[AsyncScalar] = []  # mean cosines, the oldest first
 
     @torch.no_grad()
     def forward(self, anchor: Tensor, candidate: Tensor) -> OnlineAssignment | None:
@@ -145,14 +200,14 @@ class OnlineKMeans(nn.Module):
 
     def _is_time(self, anchor: Tensor, candidate: Tensor) -> bool:
         """Whether a mean cosine has fallen to the threshold: this batch's, on a GPU that of `LAG` batches ago."""
-        self._waiting.append(Arriving.of(mean_similarity(anchor, candidate, self._total)))
+        self._waiting.append(AsyncScalar.of(mean_similarity(anchor, candidate, self._total)))
         # Every rank has the same sums, and so starts at the same step.
         lag = self.LAG if anchor.is_cuda else 0
         return len(self._waiting) > lag and self._waiting.pop(0).value() <= self.threshold
 
     def _begin(self, anchor: Tensor, candidate: Tensor) -> None:
         if self.across_ranks:
-            exchange = Exchange.of([anchor])
+            exchange = RaggedGather.of([anchor])
             anchor, candidate = exchange.gather(anchor, 0), exchange.gather(candidate, 0)
         if anchor.shape[0] < self.n_clusters:
             raise ValueError(
@@ -201,7 +256,7 @@ class OnlineKMeans(nn.Module):
         """Goes on from a state_dict."""
         self._running, self._waiting = (
             None,
-            [Arriving(torch.tensor(value, dtype=torch.float64, device="cpu")) for value in state],
+            [AsyncScalar(torch.tensor(value, dtype=torch.float64, device="cpu")) for value in state],
         )
 
     def extra_repr(self) -> str:

@@ -17,9 +17,9 @@ from ..losses.contrastive import CandidateBlock, LossAndStats, as_blocks
 from ..losses.hsimcse import QUADRUPLET_WEIGHT, hsimcse_loss
 from ..losses.infonce import infonce_loss
 from ..losses.sscl import sscl_loss
-from .agreement import Part
-from .exchange import Exchange, shared_value
-from .travelling import Travelling
+from .collectives import RaggedGather, average_gradient
+from .consistency import RankArguments
+from .ring import RingCandidates
 
 WHOLE = (hsimcse_loss, clusterns_loss, sscl_loss)  # need everybody's rows for more than the softmax
 
@@ -36,7 +36,7 @@ def gathered_loss(
     candidate_id: Tensor | None = None,
     symmetric: bool = False,
     return_stats: bool = False,
-    parity: str = "exact",
+    gradient_scale: str = "exact",
     max_gathered_bytes: int | None = None,
     group: dist.ProcessGroup | None = None,
     **options: Any,
@@ -64,7 +64,7 @@ def gathered_loss(
         temperature, symmetric, anchor_id, candidate_id, return_stats: of the loss. A learned temperature's gradient is
                    the mean of the ranks'. Ids are of the whole batch, and statistics are of this rank's anchors:
                    `hardest_index` counts all candidates, rank 0's first.
-        parity:    "exact"; or "simcse": gradients 1 / W as large, as in multi-GPU runs of SimCSE's released code.
+        gradient_scale: "exact"; or "simcse": gradients 1 / W as large, as in multi-GPU runs of SimCSE's released code.
         max_gathered_bytes: where the candidates and negatives of all ranks would take more, they travel from rank to
                    rank in a ring instead of standing whole on each: the same result, in memory that does not depend on
                    the number of ranks, for 8 instead of 6 N M D operations. For losses that are a softmax and nothing
@@ -89,22 +89,27 @@ def gathered_loss(
         >>> (gathered_loss(infonce_loss, z, z) == infonce_loss(z, z)).item()
         True
     """
-    if "everywhere" in options:
-        warnings.warn("everywhere= of gathered_loss is called replicated= now", DeprecationWarning, stacklevel=2)
-        replicated = options.pop("everywhere")
+    if "everywhere" in options or "parity" in options:
+        warnings.warn(
+            "everywhere and parity of gathered_loss are called replicated and gradient_scale", DeprecationWarning, 2
+        )
+        replicated = options.pop("everywhere", replicated)
+        gradient_scale = options.pop("parity", gradient_scale)
     if isinstance(loss, partial) and not loss.args:
         loss, options = loss.func, {**loss.keywords, **options}
     if temperature is not None:
         options["temperature"] = temperature
     blocks, ids = as_blocks(negatives), (anchor_id, candidate_id)
-    part = Part(loss, anchor, candidate, more, blocks, replicated or [], ids, dict(options))
-    said = part.said(symmetric=symmetric, parity=parity, max_gathered_bytes=max_gathered_bytes)
-    exchange = Exchange.of(
-        [anchor, *(block.rows for block in blocks)], group, alike=said, check=lambda: part.check(said)
+    part = RankArguments(loss, anchor, candidate, more, blocks, replicated or [], ids, dict(options))
+    fingerprint = part.fingerprint(
+        symmetric=symmetric, gradient_scale=gradient_scale, max_gathered_bytes=max_gathered_bytes
+    )
+    exchange = RaggedGather.of(
+        [anchor, *(block.rows for block in blocks)], group, alike=fingerprint, check=lambda: part.check(fingerprint)
     )  # fmt: skip
     options.pop("reduction", None)
     if isinstance(options.get("temperature"), Tensor):
-        options["temperature"] = shared_value(options["temperature"], group)
+        options["temperature"] = average_gradient(options["temperature"], group)
     ring = _is_too_large(exchange, [anchor, *(block.rows for block in blocks)], max_gathered_bytes)
     if ring and (more or loss in WHOLE):
         raise ValueError(f"max_gathered_bytes of {max_gathered_bytes} is less than the candidates of all ranks take, "
@@ -114,7 +119,7 @@ def gathered_loss(
         made = _both_directions(loss, batch, more, return_stats, options)
     else:
         made = batch.rows(loss, more, return_stats, options)
-    value = _scaled(made.loss if return_stats else made, exchange, parity)
+    value = _scaled(made.loss if return_stats else made, exchange, gradient_scale)
     return LossAndStats(value, made.stats) if return_stats else value
 
 
@@ -122,7 +127,7 @@ def gathered_loss(
 class _Batch:
     """This rank's part of the batch, and the way to everybody's."""
 
-    exchange: Exchange
+    exchange: RaggedGather
     anchor: Tensor
     candidate: Tensor
     blocks: list[CandidateBlock]
@@ -144,7 +149,7 @@ class _Batch:
     def rows(self, loss: Callable, more: tuple, return_stats: bool, options: dict) -> Tensor | LossAndStats:
         """The loss of this rank's anchors among all candidates."""
         if self.ring:
-            return self._round(self.anchor, self.candidate, self.anchor_id, self.candidate_id, loss, self.blocks,
+            return self._ring_loss(self.anchor, self.candidate, self.anchor_id, self.candidate_id, loss, self.blocks,
                                self.replicated, return_stats=return_stats, **options)  # fmt: skip
         more, extra = _whole(loss, self, more)
         return loss(
@@ -157,19 +162,19 @@ class _Batch:
         """The loss of this rank's candidates among all anchors."""
         if self.ring:
             ids = (None, None) if self.candidate_id is None else (self.candidate_id, self.anchor_id)
-            return self._round(self.candidate, self.anchor, *ids, loss, [], [], **options)
+            return self._ring_loss(self.candidate, self.anchor, *ids, loss, [], [], **options)
         return loss(
             self.candidate, self.gather(self.anchor), positive=self.positive,
             **(self._ids(self.candidate_id, self.anchor_id) if self.candidate_id is not None else {}), **options,
         )  # fmt: skip
 
-    def _round(
+    def _ring_loss(
         self, rows: Tensor, others: Tensor, id: Tensor | None, other_id: Tensor | None, loss: Callable,
         blocks: list[CandidateBlock], replicated: list[CandidateBlock], **options: Any,
     ) -> Tensor | LossAndStats:  # fmt: skip
         """The loss of rows among others that travel."""
         ids = {} if id is None and other_id is None else {"anchor_id": id, "candidate_id": other_id}
-        source = Travelling(self.exchange, others, replicated)
+        source = RingCandidates(self.exchange, others, replicated)
         return loss(rows, source, negatives=blocks or None, **ids, **options)
 
     def _ids(self, own: Tensor | None, other: Tensor | None) -> dict[str, Tensor]:
@@ -218,7 +223,7 @@ def _both_directions(
     return LossAndStats((made.loss + columns) / 2, made.stats)
 
 
-def _is_too_large(exchange: Exchange, tensors: list[Tensor], limit: int | None) -> bool:
+def _is_too_large(exchange: RaggedGather, tensors: list[Tensor], limit: int | None) -> bool:
     """Whether all ranks' candidates and blocks would take more than `limit` bytes."""
     if limit is None or exchange.ranks == 1:
         return False
@@ -226,11 +231,11 @@ def _is_too_large(exchange: Exchange, tensors: list[Tensor], limit: int | None) 
     return sum(sum(exchange.rows(k)) * size for k, size in enumerate(sizes)) > limit
 
 
-def _scaled(value: Tensor, exchange: Exchange, parity: str) -> Tensor:
+def _scaled(value: Tensor, exchange: RaggedGather, gradient_scale: str) -> Tensor:
     share = exchange.share(0)
     if share != 1:
         value = value * share
-    if parity == "simcse" and exchange.ranks > 1:
+    if gradient_scale == "simcse" and exchange.ranks > 1:
         # The value stays, and so does what is logged.
         value = value / exchange.ranks + value.detach() * (1 - 1 / exchange.ranks)
     return value

@@ -14,7 +14,7 @@ logit of a negative and x_ip the positive's:
     dc_j  += (E^T (a / (temperature |a| Z)))_j - sum of k_i a_i over the rows whose positive is j
 
 Rows are never normalised in memory: norms are factors of s, and the gradient's part along a row is taken off at the
-end. 6 N M D floating-point operations in all (`one_sweep`). Without gradients only sums are made (2 N M D). With a
+end. 6 N M D floating-point operations in all (`one_pass`). Without gradients only sums are made (2 N M D). With a
 gradient per row, or a column direction, the sums come first and the gradient weights are made in a second pass, when
-the upstream gradient is known (8 N M D, `two_pass`).
+the upstream gradient is known (8 N M D, `two_passes`).
 """

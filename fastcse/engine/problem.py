@@ -14,7 +14,7 @@ from ..transforms import LogitTransform, get
 
 # Added to every shift. Without it Z of a confident row is 1.00x, and a / Z rounds back to a in every component of a
 # half-precision row: a bias of up to 2^-9 in dc. With it the rounding errors differ by component and average out.
-OFF_POWERS_OF_TWO = 0.3148
+SHIFT_DITHER = 0.3148
 # A shift this far below the largest possible logit keeps e below e^64, so that sums over 2^18 columns stay finite;
 # 66 nats below 0 complete the range of a float32.
 HEADROOM = 64.0
@@ -76,7 +76,7 @@ class Problem:
         """(3, N): the positives' similarity and logit, and the static shift c_i = max(logit, x_max - 64) + 0.3148."""
         ceiling = self.largest_possible() - HEADROOM
         return self.launchers.open_rows(
-            self.anchor, self.scale, self.blocks[0], self.positive, self.logits, ceiling, OFF_POWERS_OF_TWO
+            self.anchor, self.scale, self.blocks[0], self.positive, self.logits, ceiling, SHIFT_DITHER
         )
 
     def zero_sums(self) -> Tensor:

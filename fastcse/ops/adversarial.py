@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from ..engine import one_sweep
+from ..engine.sweep import one_pass
 from .call import Sweep, problem
 from .checks import check_index
 from .dispatch import launchers
@@ -30,7 +30,7 @@ def adversarial_op(
         False, None, backend,
     )  # fmt: skip
     # A direction rounded to half precision would be rounded twice in what is moved.
-    _, gradients = one_sweep.mean_with_gradient(replace(problem(call), dtype=torch.float32), 1.0)
+    _, gradients = one_pass(replace(problem(call), dtype=torch.float32), 1.0)
     # The direction of the mean's gradient is that of the sum's.
     radius = step / anchor.shape[0] if mode == "raw" else step * _lengths(b.inverse_norms(start))
     out = b.step_rows(x, gradients.anchor, radius, mode).to(positive.dtype)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from ..engine import one_sweep, two_pass
+from ..engine.sweep import RowLosses, one_pass, row_gradients, row_losses, two_passes
 from .call import (
     SCHEMA,
     Sweep,
@@ -20,7 +20,7 @@ from .call import (
 )
 
 ARGUMENTS = len(Sweep._fields)
-# What a first pass leaves for the second, after the loss: the fields of two_pass.RowLosses.
+# What a first pass leaves for the second, after the loss: the fields of RowLosses.
 SAVED = 6
 
 
@@ -31,7 +31,7 @@ def mean_forward(*arguments) -> list[Tensor]:
     p = problem(Sweep(*call))
     # Not an argument of the op: as a number it would make the size of a batch a constant of compiled code.
     factor = 1.0 / p.anchor.shape[0] if mean else 1.0
-    losses, g = (two_pass if symmetric else one_sweep).mean_with_gradient(p, factor)
+    losses, g = (two_passes if symmetric else one_pass)(p, factor)
     return [losses.mean() if mean else losses.sum(), *stats_of(p), *gradients_of(g)]
 
 
@@ -39,7 +39,7 @@ def rows_forward(*arguments) -> list[Tensor]:
     """Loss of each row, and what the second pass needs: [loss, *RowLosses, *stats]."""
     *call, symmetric = arguments
     p = problem(Sweep(*call))
-    saved = two_pass.row_losses(p, symmetric)
+    saved = row_losses(p, symmetric)
     loss = (saved.row + saved.column) / 2 if symmetric else saved.row.clone()
     return [loss, saved.row, saved.shift, saved.inverse, saved.column, saved.column_shift, saved.column_inverse,
             *stats_of(p)]  # fmt: skip
@@ -48,7 +48,7 @@ def rows_forward(*arguments) -> list[Tensor]:
 def rows_backward(upstream: Tensor, saved: list[Tensor], *arguments) -> list[Tensor]:
     """[danchor, dinv_temperature, *drows] for an upstream gradient of every row (N,)."""
     call = Sweep(*arguments)._replace(want_stats=False)
-    g = two_pass.row_gradients(problem(call), two_pass.RowLosses(*saved), upstream)
+    g = row_gradients(problem(call), RowLosses(*saved), upstream)
     return gradients_of(g)
 
 

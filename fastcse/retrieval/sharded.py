@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..distributed import Exchange
+from ..distributed import RaggedGather
 from ..ops.topk_search import TopK
 from ..reference import unit_rows
 from .arguments import make_search
@@ -110,7 +110,7 @@ class ShardedIndex:
 
         Each rank adds up its own rows for the queries of every rank: N D numbers are exchanged, whatever k is.
         """
-        exchange = Exchange.of([ids], self.group, empty=True)
+        exchange = RaggedGather.of([ids], self.group, empty=True)
         whole = exchange.gather(ids, 0)
         sums = torch.zeros(len(whole), self.dim, dtype=self._sum_dtype, device=ids.device)
         mine = self._is_mine(whole)
@@ -127,7 +127,7 @@ class ShardedIndex:
     def update(self, ids: Tensor, rows: Tensor) -> None:
         """Write new rows (n, D) in the place of those with these ids (n,), on the ranks that hold them; of a
         repeated id the last row of the last rank counts."""
-        exchange = Exchange.of([rows], self.group, empty=True)
+        exchange = RaggedGather.of([rows], self.group, empty=True)
         ids, rows = exchange.gather(ids, 0), exchange.gather(rows, 0)
         mine = self._is_mine(ids)
         if mine.any():

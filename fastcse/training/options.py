@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from ..clustering.online import MODES, REDUCES
-from ..clustering.online_start import STARTS
+from ..clustering.online import MODES, REDUCES, STARTS
 from ..errors import OptionError
 from ..files import SHA256, sha256_of
 from ..losses.clusterns import FALSE_NEGATIVES

@@ -11,7 +11,7 @@ from ranks import together
 
 import fastcse
 from fastcse import CandidateBlock
-from fastcse.distributed import Exchange, gather_rows, gathered_loss, shared_value
+from fastcse.distributed import RaggedGather, average_gradient, gather_rows, gathered_loss
 
 D, H = 5, 4
 EVEN, UNEVEN = (3, 3), (4, 1, 3)
@@ -200,13 +200,13 @@ def ring_on_a_rank(rank, ranks, case, counts, dtype, backend, temperature):
     x, given = own(batch(counts, dtype), counts, rank), parameters(dtype)
     make = value(gathered_loss, x, *given, backend)
 
-    def travelling(loss, *more, **options):
+    def ring_loss(loss, *more, **options):
         options |= {"max_gathered_bytes": 1, "return_stats": True, "max_workspace_bytes": 1024}
         if temperature is not None and not isinstance(options.get("temperature"), torch.Tensor):
             options["temperature"] = temperature
         return make(loss, *more, **options)
 
-    loss, stats = case(travelling, x, *given)
+    loss, stats = case(ring_loss, x, *given)
     loss.backward()
     mean = loss.detach().clone()
     dist.all_reduce(mean)
@@ -217,7 +217,7 @@ def ring_on_a_rank(rank, ranks, case, counts, dtype, backend, temperature):
     (EVEN, torch.float64, None), (UNEVEN, torch.float64, None), (UNEVEN, torch.float32, None),
     (UNEVEN, torch.float32, 0.01),  # beyond the range of the static shift
 ], ids=["even", "uneven", "fused", "fused-cold"])  # fmt: skip
-def test_travelling_candidates_give_the_same(tmp_path, counts, dtype, temperature):
+def test_ring_candidates_give_the_same(tmp_path, counts, dtype, temperature):
     exact = dtype == torch.float64
     jobs = [(ring_on_a_rank, case, counts, dtype, None if exact else "cpp", temperature) for case in RINGS]
     answers = together(tmp_path, len(counts), jobs)
@@ -258,9 +258,9 @@ def rows_in_the_ring(rank, ranks):
     """The most rows of candidates and gradients that this rank holds of others at once."""
     import weakref
 
-    from fastcse.distributed import travelling
+    from fastcse.distributed import ring
 
-    alive, most, make = weakref.WeakSet(), [0], travelling._room
+    alive, most, make = weakref.WeakSet(), [0], ring._room
 
     def counted(like, counts):
         made = make(like, counts)
@@ -268,12 +268,12 @@ def rows_in_the_ring(rank, ranks):
         most[0] = max(most[0], sum(len(x) for x in alive))
         return made
 
-    travelling._room = counted
+    ring._room = counted
     try:
         z = torch.randn(8, D, generator=torch.Generator().manual_seed(rank)).requires_grad_()
         gathered_loss(fastcse.infonce_loss, z, z.roll(1, 0), max_gathered_bytes=1).backward()
     finally:
-        travelling._room = make
+        ring._room = make
     return most[0]
 
 
@@ -344,7 +344,7 @@ def test_the_fused_backend_keeps_the_contract(tmp_path):
 def simcse_scale(rank, ranks):
     x, given = own(batch(EVEN), EVEN, rank), parameters()
     a, c = x["anchor"] @ given[0], x["candidate"] @ given[0]
-    loss = gathered_loss(fastcse.infonce_loss, a, c, temperature=0.3, parity="simcse")
+    loss = gathered_loss(fastcse.infonce_loss, a, c, temperature=0.3, gradient_scale="simcse")
     loss.backward()
     exact = gathered_loss(fastcse.infonce_loss, a, c, temperature=0.3)
     return loss.detach(), exact.detach(), averaged(given)[0]
@@ -368,7 +368,7 @@ def half_rows(rank, ranks):
 def uneven_rows(rank, ranks):
     counts = [1, 3, 2]
     x = torch.full((counts[rank], 2), float(rank), requires_grad=True)
-    exchange = Exchange.of([x, x[:1]])
+    exchange = RaggedGather.of([x, x[:1]])
     assert exchange.counts == [[1, 1], [3, 1], [2, 1]]
     whole, turned = exchange.gather(x, 0), exchange.gather(x, 0, own_first=True)
     whole.mul(torch.arange(12.0).view(6, 2)).sum().backward()
@@ -377,7 +377,7 @@ def uneven_rows(rank, ranks):
 
 def learned(rank, ranks):
     x = torch.tensor(2.0, requires_grad=True)
-    y = shared_value(x)
+    y = average_gradient(x)
     (y * (rank + 1)).backward()
     return y.detach(), x.grad
 
@@ -402,7 +402,7 @@ ONE = {
     "width": (dict(anchor=torch.ones(2, 4)), r"the lengths of rows must be the same on all ranks, got \[3\], \[4\]"),
     "type": (dict(anchor=torch.ones(2, 3, dtype=torch.float64)), r"the types must be the same on all ranks, got .*"),
     "blocks": (dict(negatives=[torch.ones(1, 3)]), r"the number of tensors must be the same on all ranks, got 1, 2"),
-    "parity": (dict(parity="other"), r"rank 1: parity must be one of .*, got 'other'"),
+    "gradient_scale": (dict(gradient_scale="other"), r"rank 1: gradient_scale must be one of .*, got 'other'"),
     "rows": (dict(candidate=torch.ones(3, 3)), r"rank 1: candidate and anchor must have as many rows, got 3 and 2"),
     "temperature": (dict(temperature=float("nan")), r"rank 1: temperature must be .* got nan"),
     "learned": (dict(temperature=torch.tensor(0.05)), r"which options are tensors must be the same on all ranks, .*"),

@@ -63,7 +63,7 @@ def test_the_shift_keeps_rounded_gradients_without_bias(excess):
     """dc of a confident row in the kernels' types: weights e^(x - shift) and rows a / Z, both bfloat16. With Z just
     above 1 all components of a / Z would round back to a."""
     a = torch.randn(4096, generator=torch.Generator().manual_seed(0), dtype=torch.float64).bfloat16().double()
-    shift = getattr(problem, "OFF_POWERS_OF_TWO", None) or problem.SHIFT_DITHER
+    shift = getattr(problem, "SHIFT_DITHER", None) or problem.SHIFT_DITHER
     z = (1 + excess) * torch.exp(torch.tensor(-shift, dtype=torch.float64))
     rounded, exact = (a / z).bfloat16().double(), a / z
     bias = (rounded @ exact) / (exact @ exact) - 1

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 import fastcse
 from fastcse import OnlineKMeans
-from fastcse.clustering.online_start import first_centroids, mean_similarity
+from fastcse.clustering.online import first_centroids, mean_similarity
 
 pytestmark = pytest.mark.interpreted_by_value
 
@@ -153,9 +153,9 @@ def test_what_waits_for_a_slow_device_is_saved(monkeypatch):
     monkeypatch.setattr(OnlineKMeans, "_is_time", lambda self, a, c: lagging(self, a, c))
 
     def lagging(self, anchor, candidate):
-        from fastcse.clustering.online_start import Arriving
+        from fastcse.clustering.online import AsyncScalar
 
-        self._waiting.append(Arriving.of(mean_similarity(anchor, candidate)))
+        self._waiting.append(AsyncScalar.of(mean_similarity(anchor, candidate)))
         return len(self._waiting) > 3 and self._waiting.pop(0).value() <= self.threshold
 
     clusters = OnlineKMeans(2, 3, threshold=1.0)

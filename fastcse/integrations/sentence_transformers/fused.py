@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from ...clustering.online import OnlineAssignment, OnlineKMeans
-from ...distributed import gathered_loss, is_many, shared_value, total_over_ranks
+from ...distributed import average_gradient, gathered_loss, is_many, total_over_ranks
 from ...losses.contrastive import CandidateBlock
 from ...mining.corpus_negatives import CorpusNegatives
 from ...ops.dispatch import last_backend
@@ -123,7 +123,7 @@ class FusedContrastiveLoss(nn.Module):
             options["temperature"] = self.log_temperature.exp()
             if not self.gather_across_devices:
                 # Data-parallel wrappers average the model's gradients over processes, and not this one's.
-                options["temperature"] = shared_value(options["temperature"])
+                options["temperature"] = average_gradient(options["temperature"])
         more, negatives = negatives[: self.extra_columns], negatives[self.extra_columns :]
         more += [] if self.corpus_negatives is None else [self._from_corpus(anchor, positive, labels)]
         if self.clusters is not None:

@@ -11,7 +11,7 @@ from sentence_transformers.base.losses.gradcache import _create_minibatch, _mini
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from ...distributed import Exchange
+from ...distributed import RaggedGather
 from ...losses.contrastive import CandidateBlock
 from ...losses.negative_queue import NegativeQueue
 
@@ -109,7 +109,7 @@ class MomentumQueue(TrainerCallback):
         self.encoder.train()
         ranges = _minibatch_ranges(features, self.mini_batch_size or len(features["input_ids"]))
         rows = torch.cat([self._embedded(_create_minibatch(features, *cut)) for cut in ranges])
-        self.rows.push(Exchange.of([rows]).gather(rows, 0))
+        self.rows.push(RaggedGather.of([rows]).gather(rows, 0))
 
     def _embedded(self, features: dict[str, Any]) -> Tensor:
         return self.encoder(dict(features))["sentence_embedding"].float()

@@ -12,20 +12,20 @@ import torch.distributed as dist
 import torch.distributed._functional_collectives as collectives
 from torch import Tensor
 
-MOST_TENSORS = 30  # in one exchange: the message that tells what a rank brings has one length on all ranks
+MOST_TENSORS = 30  # in one exchange: the message that says what a rank brings has one length on all ranks
 # The names that torch 2.13 made of all_gather_tensor and reduce_scatter_tensor.
 _all_gather = getattr(collectives, "all_gather_single", None) or collectives.all_gather_tensor
 _reduce_scatter = getattr(collectives, "reduce_scatter_single", None) or collectives.reduce_scatter_tensor
 
 
 @dataclass(frozen=True)
-class Exchange:
+class RaggedGather:
     """What the ranks of a group bring to one call: `counts[r][t]` rows of the t-th tensor on rank r.
 
     Making one is collective: every rank calls `of`.
 
     Example:
-        >>> Exchange.of([torch.ones(3, 2)]).counts  # without a process group: one rank
+        >>> RaggedGather.of([torch.ones(3, 2)]).counts  # without a process group: one rank
         [[3]]
     """
 
@@ -42,32 +42,32 @@ class Exchange:
         empty: bool = False,
         alike: Mapping[str, Any] | None = None,
         check: Callable[[], None] | None = None,
-    ) -> Exchange:
-        """Tells all ranks what this one brings, (n_t, D_t) each; without rows only where `empty` allows it.
+    ) -> RaggedGather:
+        """Gathers how many rows every rank has of each tensor, (n_t, D_t); without rows only where `empty` allows it.
 
         Args:
             alike: what else must be the same on all ranks, by name.
             check: raises a ValueError where this rank's own arguments are wrong.
 
         Raises:
-            ValueError: on every rank, what `check` said on some, or that they disagree on the number of tensors, their
-                widths, their types, or on what is in `alike`. Without this they would wait for one another, or mix up
-                one another's bytes.
+            ValueError: on every rank, what `check` raised on some, or that they disagree on the number of tensors,
+                their widths, their types, or on what is in `alike`. Without this they would wait for one another, or
+                mix up one another's bytes.
         """
         if not is_many(group):
             _check_own(tensors, empty, check)
             return cls(group, 0, [[len(x) for x in tensors]])
-        mistake, said = None, {}
+        mistake, fingerprint = None, {}
         try:
             _check_own(tensors, empty, check)
-            said = {
+            fingerprint = {
                 "the number of tensors": len(tensors), "the lengths of rows": [x.shape[1:].numel() for x in tensors],
                 "the types": [str(x.dtype) for x in tensors], **(alike or {}),
             }  # fmt: skip
         except ValueError as error:
             mistake = str(error)
         counts = [] if mistake else [len(x) for x in tensors]
-        told = _told(mistake, said, counts, tensors[0], group)
+        told = _exchange_counts(mistake, fingerprint, counts, tensors[0], group)
         return cls(group, dist.get_rank(group), [each[: len(counts)] for each in told])
 
     @property
@@ -138,14 +138,14 @@ def gather_equal_rows(x: Tensor, group: dist.ProcessGroup | None = None) -> tupl
     Raises:
         ValueError: on every rank, if they hold different numbers of rows. `gathered_loss` takes such batches.
     """
-    exchange = Exchange.of([x], group)
+    exchange = RaggedGather.of([x], group)
     counts = exchange.rows(0)
     if min(counts) != max(counts):
         raise ValueError(f"every rank must hold the same number of rows, got {counts}")
     return exchange.gather(x, 0), exchange.offset(0)
 
 
-def shared_value(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+def average_gradient(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     """The mean over the ranks of a tensor that all of them hold alike, as a learned temperature: its gradient is the
     mean of theirs, so that it stays alike. Data-parallel wrappers do so for a model's parameters; this is for a loss's.
     """
@@ -156,14 +156,14 @@ def shared_value(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
 
 def total_over_ranks(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     """The sum over the ranks of a tensor of one shape on all of them, without a gradient; the same bits everywhere."""
-    return waited(collectives.all_reduce(x, "sum", _named(group))) if is_many(group) else x
+    return wait(collectives.all_reduce(x, "sum", _named(group))) if is_many(group) else x
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, counts, rank, group):
         ctx.counts, ctx.rank, ctx.group = counts, rank, group
-        whole = waited(_all_gather(_padded(x, max(counts)), 0, group))
+        whole = wait(_all_gather(_padded(x, max(counts)), 0, group))
         return whole if min(counts) == max(counts) else _without_padding(whole, counts)
 
     @staticmethod
@@ -183,7 +183,7 @@ def _scattered(x: Tensor, counts: Sequence[int], rank: int, group: dist.ProcessG
     longest = max(counts)
     if min(counts) != longest:
         x = torch.cat([_padded(part, longest) for part in x.split(list(counts))])
-    return waited(_reduce_scatter(x.contiguous(), "sum", 0, group))[: counts[rank]]
+    return wait(_reduce_scatter(x.contiguous(), "sum", 0, group))[: counts[rank]]
 
 
 def _padded(x: Tensor, rows: int) -> Tensor:
@@ -197,8 +197,8 @@ def _without_padding(whole: Tensor, counts: Sequence[int]) -> Tensor:
     return torch.cat([whole[r * longest : r * longest + count] for r, count in enumerate(counts)])
 
 
-def waited(x: Tensor) -> Tensor:
-    """The tensor itself, arrived: until then it is of a class of its own, for which the losses take the slow way."""
+def wait(x: Tensor) -> Tensor:
+    """The tensor, when the transfer is done: before, it is of a class of its own, for which the losses are slow."""
     return x.wait() if isinstance(x, collectives.AsyncCollectiveTensor) else x
 
 
@@ -222,23 +222,23 @@ def _check_own(tensors: Sequence[Tensor], empty: bool, check: Callable[[], None]
             raise ValueError(f"every rank must have at least one row, got shape {tuple(x.shape)}")
 
 
-def _told(
-    mistake: str | None, said: dict[str, Any], counts: list[int], like: Tensor, group: dist.ProcessGroup | None
+def _exchange_counts(
+    mistake: str | None, fingerprint: dict[str, Any], counts: list[int], like: Tensor, group: dist.ProcessGroup | None
 ) -> list[list[int]]:
-    """Every rank's counts, if none has made a mistake and all said the same; else a ValueError on all of them.
+    """Every rank's counts, if none has made a mistake and all fingerprints are equal; else a ValueError on all of them.
 
-    One message of a fixed length tells both; the words follow only where something is wrong.
+    Both are in one message of a fixed length; texts are gathered only where something is wrong.
     """
-    digest = int.from_bytes(hashlib.sha256(repr(said).encode()).digest()[:7], "little")
+    digest = int.from_bytes(hashlib.sha256(repr(fingerprint).encode()).digest()[:7], "little")
     message = [int(mistake is not None), digest, *counts, *[0] * (MOST_TENSORS - len(counts))]
     sent = torch.tensor(message, device=message_device(like, group))
-    told = waited(_all_gather(sent, 0, _named(group))).view(-1, len(message)).tolist()
+    told = wait(_all_gather(sent, 0, _named(group))).view(-1, len(message)).tolist()
     if any(each[0] for each in told):
-        mistakes = [(rank, text) for rank, text in enumerate(_words(mistake, group)) if text]
+        mistakes = [(rank, text) for rank, text in enumerate(_all_gather_object(mistake, group)) if text]
         raise ValueError("; ".join(f"rank {rank}: {text}" for rank, text in mistakes))
     if len({each[1] for each in told}) > 1:
-        everyone = _words(said, group)
-        for name in said:
+        everyone = _all_gather_object(fingerprint, group)
+        for name in fingerprint:
             found = [each.get(name) for each in everyone]
             if any(one != found[0] for one in found):
                 raise ValueError(f"{name} must be the same on all ranks, got {', '.join(map(str, found))}")
@@ -246,7 +246,7 @@ def _told(
     return [each[2:] for each in told]
 
 
-def _words(mine: Any, group: dist.ProcessGroup | None) -> list[Any]:
+def _all_gather_object(mine: Any, group: dist.ProcessGroup | None) -> list[Any]:
     everyone = [None] * dist.get_world_size(group)
     dist.all_gather_object(everyone, mine, group=group)
     return everyone

@@ -1,7 +1,7 @@
-"""Candidates that come block by block and go again: sums over all of them first, gradients when they come once more.
+"""Two-pass loss over candidate blocks that are streamed twice.
 
-The arithmetic is that of `two_pass`, with the loops turned about: there every chunk of anchors meets all blocks, here
-every block meets all chunks, and no two blocks are there together. The first block holds the positives and stays.
+The arithmetic is that of `sweep`, with the loops exchanged: there the outer loop is over chunks of anchors, here over
+blocks, of which one is held at a time. The first block, with the positives, stays.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from torch import Tensor
 
 from ..operands import Block, RowChunk, RowStats
 from .gradients import Gradients
-from .problem import OFF_POWERS_OF_TWO, Problem
+from .problem import SHIFT_DITHER, Problem
 
 
-class Visits:
-    """One direction of a loss over blocks that come one after another.
+class BlockwiseLoss:
+    """One direction of a loss over a stream of blocks.
 
-    In order: `see` each block and `settle`, if `needs_largest`; `add` each block; `close`; `begin`, `give` each block
-    its gradient, `finish`. Of `p.blocks` only the first is used, the one with the positives.
+    In order: `accumulate_max` of each block and `freeze_shift`, if `needs_max`; `accumulate` each block; `finalize`;
+    `start_backward`, `backward_block` of each block, `finish_backward`. Of `p.blocks` only the first is used, the one
+    with the positives.
     """
 
     def __init__(self, p: Problem):
@@ -27,24 +28,24 @@ class Visits:
         self.shift = self.opened[2]
         self.sum, self.f_sum = p.zero_sums().unbind()
         self.largest = self.opened[1]
-        self.stats = _VisitStats(p.anchor.shape[0], p.anchor.device) if p.want_stats else None
+        self.stats = _BlockwiseStats(p.anchor.shape[0], p.anchor.device) if p.want_stats else None
 
-    @property
-    def needs_largest(self) -> bool:
-        """Whether logits may leave the range of the static shift, so that their maxima must be known first."""
-        return not self.p.always_in_range()
+    def needs_max(self, weighted: bool) -> bool:
+        """Whether logits may leave the range of the static shift, so that a first pass for row maxima is needed;
+        `weighted`: some block has weights."""
+        return weighted or not self.p.always_in_range()
 
-    def see(self, block: Block) -> None:
+    def accumulate_max(self, block: Block) -> None:
         """The largest logits of a block. 2 N M D operations."""
         chunk, gate = self._chunk(self.p.everything), torch.ones((), dtype=torch.bool, device=self.sum.device)
         by_row = self.p.launchers.largest_logits(chunk, block, self.p.logits, gate)[0]
         self.largest = torch.maximum(self.largest, by_row)
 
-    def settle(self) -> None:
+    def freeze_shift(self) -> None:
         """The shifts from the maxima of all blocks."""
-        self.shift = self.largest + OFF_POWERS_OF_TWO
+        self.shift = self.largest + SHIFT_DITHER
 
-    def add(self, block: Block, first: int | None = None) -> None:
+    def accumulate(self, block: Block, first: int | None = None) -> None:
         """The sums of a block. `first` is the number of its first column among all candidates, None for others."""
         b = self.p.launchers
         size = b.plan_rows(len(self.sum), [block], False, self.p.max_workspace_bytes)
@@ -57,23 +58,23 @@ class Visits:
             if self.stats is not None:
                 self.stats.add(rows, chunk.stats, first)
 
-    def close(self) -> Tensor:
+    def finalize(self) -> Tensor:
         """(3, N): losses, 1 / Z, and the shifts that it was taken with."""
         loss, _, inverse = self.p.launchers.close_rows(self._chunk(self.p.everything))
         if self.stats is not None:
             self.p.stats.append(self.stats.of(self.opened, loss))
         return torch.stack([loss, inverse, self.shift])
 
-    def begin(self, closed: Tensor, upstream: Tensor) -> None:
-        """The gradient of sum_i upstream_i loss_i comes."""
+    def start_backward(self, closed: Tensor, upstream: Tensor) -> None:
+        """Begins the second pass, for the gradient of sum_i upstream_i loss_i."""
         upstream = upstream.to(torch.float32)
         self.weight, self.share = upstream * closed[1], upstream * -torch.expm1(-closed[0])
         self.shift = closed[2]
         self.f_sum.zero_()
         self.out = torch.empty(self.p.anchor.shape, dtype=torch.float32, device=self.sum.device)
-        self.given = 0
+        self.blocks_done = 0
 
-    def give(self, block: Block) -> Tensor | None:
+    def backward_block(self, block: Block) -> Tensor | None:
         """(M, D) the gradient of a block, None where it needs none; the anchors' is added up. 6 N M D operations."""
         b, p = self.p.launchers, self.p
         size = b.plan_rows(len(self.sum), [block], True, p.max_workspace_bytes)
@@ -83,18 +84,18 @@ class Visits:
             chunk = self._chunk(rows, self.weight[rows])
             e = space.weights(rows.stop - rows.start, 0)
             b.sweep(chunk, block, p.logits, e, store=True)
-            b.times_candidates(e, block, self.out[rows], self.given > 0)
+            b.times_candidates(e, block, self.out[rows], self.blocks_done > 0)
             if dc is not None:
                 factor = b.pull_rows(chunk, p.blocks[0], p.logits, self.share[rows], None)[0]
                 b.accumulate_transposed(dc, e, b.scale_rows(chunk.rows, factor), rows.start > 0)
-        self.given += 1
+        self.blocks_done += 1
         if dc is not None and p.normalize:
             b.finish_rows(dc, block.rows, block.scale)
         return dc
 
-    def finish(self, dc: Tensor | None) -> Gradients:
-        """The gradients of anchors and temperature, and into `dc` (M, D), what came home for the first block, the
-        positives' part."""
+    def finish_backward(self, dc: Tensor | None) -> Gradients:
+        """The gradients of anchors and temperature; the positives' part is added to `dc` (M, D), the gradient of the
+        first block that other ranks made."""
         b, p = self.p.launchers, self.p
         chunk = self._chunk(p.everything, self.weight)
         factor, pull, d_inv_temperature = b.pull_rows(chunk, p.blocks[0], p.logits, self.share, None)
@@ -117,7 +118,7 @@ class Visits:
         )  # fmt: skip
 
 
-class _VisitStats:
+class _BlockwiseStats:
     """By-products over all blocks, with the hardest candidate by its number among all candidates."""
 
     def __init__(self, n: int, device: torch.device):
@@ -132,7 +133,7 @@ class _VisitStats:
         if first is None:
             return
         column, hardest = found.hardest_col + first, whole.hardest[rows]
-        # Blocks come in any order: of equals the lowest column counts.
+        # Blocks have any order: of equals the lowest column counts.
         lower = (found.hardest == hardest) & (column < whole.hardest_col[rows])
         better = (found.hardest_col >= 0) & ((found.hardest > hardest) | lower)
         whole.hardest_col[rows] = torch.where(better, column, whole.hardest_col[rows])

@@ -1,8 +1,8 @@
-"""Candidates that travel from process to process in a ring, so that no process ever holds them all.
+"""Candidates that are passed from process to process in a ring, so that no process ever holds them all.
 
-Each rank's candidates visit every other rank and are gone again; while a visitor is worked with, the next one is on its
-way. They go round once for the sums of the softmax and once more for the gradients, which travel home with them. A rank
-holds two visitors at a time, whatever the number of ranks; the products are those of the two-pass form, 8 N M D.
+While one rank's blocks are worked with, the next one's are received. There are two laps: one for the sums of the
+softmax, one for the gradients, which are returned to their owner with the second. A rank holds the blocks of two ranks
+at a time, whatever the number of ranks; the products are those of the two-pass form, 8 N M D.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from ..losses.contrastive import (
     check_options,
     summary,
 )
+from ..ops.blockwise import RemoteBlock, blockwise_loss
 from ..ops.call import STATS, Sweep
 from ..ops.dispatch import choose_backend
-from ..ops.visiting import Visitor, visits_of
-from .exchange import Exchange
+from .collectives import RaggedGather
 
 
 @dataclass
-class Travelling(CandidateSource):
-    """This rank's candidates, and those of all others when they come. `exchange` counts candidates first, then each
+class RingCandidates(CandidateSource):
+    """This rank's candidates, and those of all others lap by lap. `exchange` counts candidates first, then each
     block of negatives; `replicated` are blocks that all ranks hold alike."""
 
-    exchange: Exchange
+    exchange: RaggedGather
     candidate: Tensor
     replicated: list[CandidateBlock]
 
     def loss(self, batch: Batch, call: LossOptions) -> Tensor | LossAndStats:
         """The mean loss of this rank's anchors over the candidates of all ranks."""
         anchor = batch.anchor
-        travel = [CandidateBlock(self.candidate, id=batch.candidate_id), *as_blocks(batch.negatives)]
-        check_blocks(anchor, [*travel, *self.replicated], None, batch.anchor_id)
+        sent = [CandidateBlock(self.candidate, id=batch.candidate_id), *as_blocks(batch.negatives)]
+        check_blocks(anchor, [*sent, *self.replicated], None, batch.anchor_id)
         check_options(call)
         learned = isinstance(call.temperature, Tensor)
         inv = call.temperature.reciprocal().reshape(()) if learned else None
@@ -54,16 +54,14 @@ class Travelling(CandidateSource):
             [self.candidate.requires_grad], call.return_stats, call.max_workspace_bytes,
             choose_backend(anchor, call.backend),
         )  # fmt: skip
-        losses, *made = _Ring.apply(self, sweep, travel, anchor, inv, *[block.rows for block in travel])
+        losses, *made = _Ring.apply(self, sweep, sent, anchor, inv, *[block.rows for block in sent])
         loss = losses.mean()
         if not call.return_stats:
             return loss
-        columns = sum(sum(self.exchange.rows(k)) for k in range(len(travel))) + sum(
-            len(b.rows) for b in self.replicated
-        )
+        columns = sum(sum(self.exchange.rows(k)) for k in range(len(sent))) + sum(len(b.rows) for b in self.replicated)
         return LossAndStats(loss, summary(dict(zip(STATS, made)), anchor.shape[0] * (columns - 1)))
 
-    def visitors(self, blocks: list[CandidateBlock]) -> Iterator[tuple[int, list[Visitor]]]:
+    def lap(self, blocks: list[CandidateBlock]) -> Iterator[tuple[int, list[RemoteBlock]]]:
         """Every rank's blocks, with the rank, this one's first."""
         exchange = self.exchange
         origin, parcel, needs = exchange.rank, _packed(blocks), [block.rows.requires_grad for block in blocks]
@@ -72,22 +70,22 @@ class Travelling(CandidateSource):
             if step + 1 < exchange.ranks:
                 source = (origin - 1) % exchange.ranks
                 arriving = _room(parcel, [counts[source] for counts in _by_tensor(exchange, blocks)])
-                work = _pass_on(exchange, parcel, arriving)
+                work = _send_and_receive(exchange, parcel, arriving)
             yield origin, self._unpacked(origin, parcel, blocks, needs)
             for one in work:
                 one.wait()
             if arriving is not None:
                 origin, parcel = source, arriving
 
-    def constant(self) -> list[Visitor]:
-        """The blocks that need not travel."""
+    def replicated_blocks(self) -> list[RemoteBlock]:
+        """The blocks that are not sent."""
         return [
-            Visitor(b.rows, b.log_weight, b.id, b.own_log_weight, False, None, False) for b in self.replicated
+            RemoteBlock(b.rows, b.log_weight, b.id, b.own_log_weight, False, None, False) for b in self.replicated
         ]  # fmt: skip
 
     def _unpacked(
         self, origin: int, parcel: list[Tensor], blocks: list[CandidateBlock], needs: list[bool]
-    ) -> list[Visitor]:
+    ) -> list[RemoteBlock]:
         own, given, made = origin == self.exchange.rank, iter(parcel), []
         for k, block in enumerate(blocks):
             rows = next(given)
@@ -95,7 +93,7 @@ class Travelling(CandidateSource):
             id = None if block.id is None else next(given)
             first = sum(self.exchange.rows(0)[:origin]) if k == 0 else None
             weight = block.own_log_weight if own else 0.0
-            made.append(Visitor(rows, log_weight, id, weight, own and k == 0, first, needs[k]))
+            made.append(RemoteBlock(rows, log_weight, id, weight, own and k == 0, first, needs[k]))
         return made
 
 
@@ -104,7 +102,7 @@ def _packed(blocks: list[CandidateBlock]) -> list[Tensor]:
     return [x.detach().contiguous() for x in given]
 
 
-def _by_tensor(exchange: Exchange, blocks: list[CandidateBlock]) -> list[list[int]]:
+def _by_tensor(exchange: RaggedGather, blocks: list[CandidateBlock]) -> list[list[int]]:
     """The counts by rank of every tensor of a parcel."""
     return [
         exchange.rows(k)
@@ -118,7 +116,7 @@ def _room(like: list[Tensor], counts: list[int]) -> list[Tensor]:
     return [x.new_empty(count, *x.shape[1:]) for x, count in zip(like, counts)]
 
 
-def _pass_on(exchange: Exchange, sent: list[Tensor], arriving: list[Tensor]) -> list[dist.Work]:
+def _send_and_receive(exchange: RaggedGather, sent: list[Tensor], arriving: list[Tensor]) -> list[dist.Work]:
     """Send tensors to the next rank and receive those of the one before. All ranks start these in one order."""
     rank, ranks, group = exchange.rank, exchange.ranks, exchange.group
     after, before = (rank + 1) % ranks, (rank - 1) % ranks
@@ -133,18 +131,18 @@ class _Ring(torch.autograd.Function):
     """(N,) losses and by-products of this rank's anchors."""
 
     @staticmethod
-    def forward(ctx, travelling, sweep, blocks, anchor, inv_temperature, *rows):
-        visits = visits_of(sweep)
-        given = [*blocks, *travelling.replicated]
-        if visits.needs_largest(any(b.log_weight is not None or b.own_log_weight for b in given)):
-            for visitor in _all(travelling, blocks):
-                visits.see(visitor)
-            visits.settle()
-        for visitor in _all(travelling, blocks):
-            visits.add(visitor)
-        closed = visits.close()
-        made = visits.by_products() if sweep.want_stats else []
-        ctx.travelling, ctx.blocks = travelling, blocks
+    def forward(ctx, ring, sweep, blocks, anchor, inv_temperature, *rows):
+        loss = blockwise_loss(sweep)
+        given = [*blocks, *ring.replicated]
+        if loss.needs_max(any(b.log_weight is not None or b.own_log_weight for b in given)):
+            for remote in _all(ring, blocks):
+                loss.accumulate_max(remote)
+            loss.freeze_shift()
+        for remote in _all(ring, blocks):
+            loss.accumulate(remote)
+        closed = loss.finalize()
+        made = loss.by_products() if sweep.want_stats else []
+        ctx.ring, ctx.blocks = ring, blocks
         ctx.sweep = sweep._replace(want_stats=False)
         ctx.save_for_backward(closed)
         ctx.mark_non_differentiable(*made)
@@ -153,42 +151,42 @@ class _Ring(torch.autograd.Function):
     @staticmethod
     def backward(ctx, upstream, *_):
         (closed,), blocks, sweep = ctx.saved_tensors, ctx.blocks, ctx.sweep
-        visits = visits_of(sweep)
-        visits.begin(closed, upstream)
-        home = _gradients_home(ctx.travelling, blocks, visits)
-        d_anchor, d_inv, d_first = visits.finish(home[0])
-        made = [None if g is None else g.to(sweep.anchor.dtype) for g in (d_first, *home[1:])]
-        d_inv = None if sweep.inv_temperature is None else d_inv.to(sweep.inv_temperature.dtype)
-        return None, None, None, d_anchor.to(sweep.anchor.dtype), d_inv, *made
+        loss = blockwise_loss(sweep)
+        loss.start_backward(closed, upstream)
+        returned = _return_gradients(ctx.ring, blocks, loss)
+        own = loss.finish_backward(returned[0])
+        made = [None if g is None else g.to(sweep.anchor.dtype) for g in (own.blocks[0], *returned[1:])]
+        d_inv = None if sweep.inv_temperature is None else own.inv_temperature.to(sweep.inv_temperature.dtype)
+        return None, None, None, own.anchor.to(sweep.anchor.dtype), d_inv, *made
 
 
-def _all(travelling: Travelling, blocks: list[CandidateBlock]) -> Iterator[Visitor]:
-    for _, visitors in travelling.visitors(blocks):
-        yield from visitors
-        del visitors  # before the next one's room is made
-    yield from travelling.constant()
+def _all(ring: RingCandidates, blocks: list[CandidateBlock]) -> Iterator[RemoteBlock]:
+    for _, remotes in ring.lap(blocks):
+        yield from remotes
+        del remotes  # before the next one's room is made
+    yield from ring.replicated_blocks()
 
 
-def _gradients_home(travelling: Travelling, blocks: list[CandidateBlock], visits) -> list[Tensor | None]:
-    """Every visitor takes this rank's part of its gradient on to the next; what comes last is this rank's own."""
-    exchange, needs = travelling.exchange, [block.rows.requires_grad for block in blocks]
+def _return_gradients(ring: RingCandidates, blocks: list[CandidateBlock], loss) -> list[Tensor | None]:
+    """A block's gradient is sent on with this rank's part added; the last that is received is of this rank's blocks."""
+    exchange, needs = ring.exchange, [block.rows.requires_grad for block in blocks]
     carried, leaving, work = None, [], []
-    for origin, visitors in travelling.visitors(blocks):
-        own = [visits.give(visitor) for visitor in visitors]
+    for origin, remotes in ring.lap(blocks):
+        own = [loss.backward_block(remote) for remote in remotes]
         own = [g for g in own if g is not None]
-        del visitors  # before the next one's room is made
+        del remotes  # before the next one's room is made
         for one in work:
             one.wait()
         if carried is not None:
             for g, so_far in zip(own, carried):
                 g += so_far
         carried = None
-        # The rank before sends what it has for the visitor that comes here next, at last for this rank's own rows.
+        # The rank before sends the gradient of the next remote block, at last that of this rank's own rows.
         counts = [exchange.rows(k)[(origin - 1) % exchange.ranks] for k, need in enumerate(needs) if need]
         leaving, carried = own, _room(own, counts)
-        work = _pass_on(exchange, leaving, carried) if own else []
-    for visitor in travelling.constant():
-        visits.give(visitor)
+        work = _send_and_receive(exchange, leaving, carried) if own else []
+    for remote in ring.replicated_blocks():
+        loss.backward_block(remote)
     for one in work:
         one.wait()
     arrived = iter(carried or [])

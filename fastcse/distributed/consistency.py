@@ -1,4 +1,4 @@
-"""What the ranks must do alike, so that no message of one waits for a partner that does not come."""
+"""Arguments compared across ranks, so that no message of one waits for a partner that never sends."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ..losses.contrastive import CandidateBlock, check_blocks
 from ..losses.sscl import sscl_loss
 from ..ops import checks
 
-PARITIES = ("exact", "simcse")
+GRADIENT_SCALES = ("exact", "simcse")
 
 
-class Part(NamedTuple):
-    """What one rank brings to a loss: `ids` are those of anchors and candidates, `options` the loss's own."""
+class RankArguments(NamedTuple):
+    """The arguments of one rank: `ids` are those of anchors and candidates, `options` the loss's own."""
 
     kind: Callable
     anchor: Tensor
@@ -28,8 +28,8 @@ class Part(NamedTuple):
     ids: tuple[Tensor | None, Tensor | None]
     options: dict[str, Any]
 
-    def said(self, **more: Any) -> dict[str, Any]:
-        """By name, what is to be the same on all ranks."""
+    def fingerprint(self, **more: Any) -> dict[str, Any]:
+        """By name, what must be the same on all ranks."""
         rows, graph = [self.anchor, self.candidate, *(b.rows for b in self.blocks)], torch.is_grad_enabled()
         plain = {k: v for k, v in self.options.items() if isinstance(v, bool | int | float | str | tuple | None)}
         return {
@@ -44,15 +44,15 @@ class Part(NamedTuple):
             **{name: plain[name] for name in sorted(plain)},
         }
 
-    def check(self, said: dict[str, Any]) -> None:
+    def check(self, fingerprint: dict[str, Any]) -> None:
         """A ValueError for what this rank can know to be wrong before it meets the others."""
         anchor, candidate = self.anchor, self.candidate
-        checks.check_choice("parity", said["parity"], PARITIES)
+        checks.check_choice("gradient_scale", fingerprint["gradient_scale"], GRADIENT_SCALES)
         if self.options.get("reduction", "mean") != "mean":
             raise ValueError(f"reduction must be 'mean' over several ranks, got {self.options['reduction']!r}")
-        if said["max_gathered_bytes"] is not None:
-            checks.check_above_zero("max_gathered_bytes", said["max_gathered_bytes"])
-        if said["symmetric"] and self.kind in (clusterns_loss, sscl_loss):
+        if fingerprint["max_gathered_bytes"] is not None:
+            checks.check_above_zero("max_gathered_bytes", fingerprint["max_gathered_bytes"])
+        if fingerprint["symmetric"] and self.kind in (clusterns_loss, sscl_loss):
             raise ValueError(f"{self.kind.__name__} has no symmetric form, got symmetric=True")
         checks.check_temperature(self.options.get("temperature", 1.0))
         checks.check_rows("anchor", anchor)

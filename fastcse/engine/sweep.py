@@ -1,4 +1,4 @@
-"""The general form: sums first, gradient weights in a second pass, when every row's upstream gradient is known."""
+"""One pass where all rows have one upstream gradient; else two: sums first, gradient weights when it is known."""
 
 from __future__ import annotations
 
@@ -8,10 +8,67 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from ..operands import Columns
+from ..operands import Columns, RowChunk
 from .gradients import Gradients
-from .one_sweep import sweep_blocks, sweep_in_range
-from .problem import HEADROOM, OFF_POWERS_OF_TWO, Problem
+from .problem import HEADROOM, SHIFT_DITHER, Problem
+
+# Sums below this have lost digits to underflow: their rows are done again with an exact maximum.
+SMALLEST_SUM = 1e-30
+
+
+def sweep_blocks(
+    p: Problem, chunk: RowChunk, space, store: bool, columns: Columns | None = None, ready: bool = False
+) -> list[Tensor]:
+    """Every block into the chunk's sums and by-products; returns the weights by block. `ready`: an earlier sweep left
+    the dot products in `space`."""
+    kept, options = [], {"store": store, **({"ready": True} if ready else {})}
+    for k, block in enumerate(p.blocks):
+        kept.append(space.weights(chunk.rows.shape[0], k))
+        p.launchers.sweep(chunk, block, p.logits, kept[-1], columns=columns if k == 0 else None, **options)
+        if chunk.stats is not None and k == 0:
+            p.stats.append({"hardest": chunk.stats.hardest.clone(), "hardest_col": chunk.stats.hardest_col.clone()})
+    return kept
+
+
+def sweep_in_range(p: Problem, chunk: RowChunk, space, store: bool) -> list[Tensor]:
+    """Sweeps, and again with exact maxima for rows that left the range of the static shift. Returns the weights."""
+    weights = sweep_blocks(p, chunk, space, store)
+    if p.always_in_range():
+        return weights
+    z = chunk.sum + torch.exp(chunk.logit - chunk.shift)
+    bad = ~(z > SMALLEST_SUM) | torch.isinf(z)
+    gate = bad.any()
+    if not p.launchers.is_open(gate):
+        return weights
+    largest = chunk.logit
+    for block in p.blocks:
+        largest = torch.maximum(largest, p.launchers.largest_logits(chunk, block, p.logits, gate)[0])
+    chunk.shift = torch.where(bad, largest + SHIFT_DITHER, chunk.shift)
+    chunk.sum.masked_fill_(gate, 0.0)
+    chunk.f_sum.masked_fill_(gate, 0.0)
+    # By-products do not depend on the shift: they are right already.
+    stats, chunk.stats = chunk.stats, None
+    for k, block in enumerate(p.blocks):
+        p.launchers.sweep(chunk, block, p.logits, weights[k], store=store, gate=gate)
+    chunk.stats = stats
+    return weights
+
+
+def one_pass(p: Problem, factor: float) -> tuple[Tensor, Gradients]:
+    """(N,) losses, and the gradients of factor times their sum. 6 N M D operations."""
+    size = p.launchers.plan_rows(p.anchor.shape[0], p.blocks, True, p.max_workspace_bytes)
+    space, g, losses = p.launchers.Workspace(size, p.blocks, True), Gradients.like(p, size, factor), []
+    opened, sums = p.opened(), p.zero_sums()
+    for rows in p.chunks(size):
+        chunk = p.chunk(rows, opened, sums)
+        weights = sweep_in_range(p, chunk, space, True)
+        loss, share, inverse = p.launchers.close_rows(chunk)
+        g.add_chunk(p, rows, chunk, weights, share, inverse)
+        p.finish_stats(chunk, loss)
+        losses.append(loss)
+    del space, weights  # the largest memory of all, before the gradients take their last form
+    g.finish(p)
+    return torch.cat(losses) if len(losses) > 1 else losses[0], g
 
 
 @dataclass
@@ -35,7 +92,7 @@ class RowLosses:
         return self.column.numel() > 0
 
 
-def mean_with_gradient(p: Problem, factor: float) -> tuple[Tensor, Gradients]:
+def two_passes(p: Problem, factor: float) -> tuple[Tensor, Gradients]:
     """(N,) losses of both directions, and the gradients of factor times their sum. 8 N M D operations; 6 where the
     backend can keep the dot products of the first pass within the workspace.
     """
@@ -89,8 +146,8 @@ def _exact_shifts(p: Problem, opened: Tensor) -> tuple[Tensor, Tensor] | None:
     row_max = torch.stack([x_positive, *[by_row for by_row, _ in largest]]).amax(0)
     column_max = largest[0][1].scatter_reduce(0, p.positive, x_positive, "amax")
     return (
-        torch.where(gate, row_max + OFF_POWERS_OF_TWO, opened[2]),
-        torch.where(gate, column_max + OFF_POWERS_OF_TWO, _static_column_shift(p, x_positive)),
+        torch.where(gate, row_max + SHIFT_DITHER, opened[2]),
+        torch.where(gate, column_max + SHIFT_DITHER, _static_column_shift(p, x_positive)),
     )
 
 
@@ -99,14 +156,14 @@ def _static_column_shift(p: Problem, x_positive: Tensor) -> Tensor:
     m = p.blocks[0].rows.shape[0]
     floor = p.largest_possible() - HEADROOM
     if p.paired and not isinstance(floor, Tensor):
-        return x_positive.clamp_min(floor) + OFF_POWERS_OF_TWO
+        return x_positive.clamp_min(floor) + SHIFT_DITHER
     floor = torch.as_tensor(floor, dtype=torch.float32, device=x_positive.device)
-    return floor.amax().expand(m).scatter_reduce(0, p.positive, x_positive, "amax") + OFF_POWERS_OF_TWO
+    return floor.amax().expand(m).scatter_reduce(0, p.positive, x_positive, "amax") + SHIFT_DITHER
 
 
 def _new_columns(p: Problem, x_positive: Tensor, exact: tuple[Tensor, Tensor] | None) -> Columns:
     shift = _static_column_shift(p, x_positive) if exact is None else exact[1]
-    shift = torch.where(torch.isfinite(shift), shift, 0.0)  # a column that no anchor may see has no largest logit
+    shift = torch.where(torch.isfinite(shift), shift, 0.0)  # a fully masked column has no largest logit
     return Columns(shift, sum=torch.zeros_like(shift))
 
 
@@ -121,7 +178,7 @@ def _column_losses(p: Problem, columns: Columns, x_positive: Tensor) -> tuple[Te
         others = others + (p.of_positives(together) - e)
     loss = softplus(others.log() + (shift - x_positive))
     z = columns.sum + together
-    # A column that no anchor may see is nobody's positive: it has no loss, and carries no gradient.
+    # A fully masked column is nobody's positive: it has no loss, and carries no gradient.
     return loss, columns.shift, torch.where(z > 0, 1 / z, 0.0)
 
 

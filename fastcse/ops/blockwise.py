@@ -1,4 +1,4 @@
-"""Losses over candidates that come one block after another, on every backend: what a ring of processes works with."""
+"""The loss over a stream of candidate blocks on every backend: what a ring of processes works with."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..engine.visiting import Visits
+from ..engine.blockwise import BlockwiseLoss
+from ..engine.gradients import Gradients
 from ..operands import Block
 from ..transforms import get
 from .call import STATS, Sweep, block_of, problem
@@ -16,9 +17,9 @@ from .dispatch import record
 
 
 @dataclass
-class Visitor:
-    """A block of candidates: `first` is the number of its first row among all candidates, None for other negatives;
-    with `positives` row i is anchor i's, and with an `own_log_weight` it weighs more for it."""
+class RemoteBlock:
+    """A block of candidates of a stream: `first` is the number of its first row among all candidates, None for other
+    negatives; with `positives` row i is anchor i's, and with an `own_log_weight` it weighs more for it."""
 
     rows: Tensor
     log_weight: Tensor | None
@@ -29,62 +30,40 @@ class Visitor:
     needs_grad: bool
 
 
-def visits_of(call: Sweep) -> FusedVisits | PlainVisits:
-    """The passes over visitors of the anchors of `call`, whose only rows are those with the positives."""
-    return PlainVisits(call) if call.backend == "reference" else FusedVisits(call)
+def blockwise_loss(call: Sweep) -> FusedBlockwise | PlainBlockwise:
+    """The passes over remote blocks of the anchors of `call`, whose only rows are those with the positives."""
+    return PlainBlockwise(call) if call.backend == "reference" else FusedBlockwise(call)
 
 
-class FusedVisits:
-    """`engine.visiting` with visitors made ready for the backend."""
+class FusedBlockwise(BlockwiseLoss):
+    """`engine.blockwise` over remote blocks, prepared for the backend."""
 
     def __init__(self, call: Sweep):
-        self.call, self.visits = call, Visits(problem(call))
+        super().__init__(problem(call))
 
-    def needs_largest(self, weighted: bool) -> bool:
-        """Whether the visitors must be seen once before, some having weights."""
-        return weighted or self.visits.needs_largest
+    def accumulate_max(self, remote: RemoteBlock) -> None:
+        super().accumulate_max(self._block(remote))
 
-    def see(self, visitor: Visitor) -> None:
-        self.visits.see(self._block(visitor))
-
-    def settle(self) -> None:
-        self.visits.settle()
-
-    def add(self, visitor: Visitor) -> None:
-        self.visits.add(self._block(visitor), visitor.first)
-
-    def close(self) -> Tensor:
-        """(3, N), losses first; the rest is for `begin`."""
-        return self.visits.close()
+    def accumulate(self, remote: RemoteBlock) -> None:
+        super().accumulate(self._block(remote), remote.first)
 
     def by_products(self) -> list[Tensor]:
         """In the order of STATS."""
-        return [self.visits.p.stats[0][name] for name in STATS]
+        return [self.p.stats[0][name] for name in STATS]
 
-    def begin(self, closed: Tensor, upstream: Tensor) -> None:
-        self.visits.begin(closed, upstream)
+    def backward_block(self, remote: RemoteBlock) -> Tensor | None:
+        """(M, D) float32, the block's gradient."""
+        return super().backward_block(self._block(remote))
 
-    def give(self, visitor: Visitor) -> Tensor | None:
-        """(M, D) float32, the visitor's gradient."""
-        return self.visits.give(self._block(visitor))
-
-    def finish(self, d_own: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Gradients of the anchors, of 1 / temperature, and of the block with the positives, whose other part came
-        home."""
-        g = self.visits.finish(d_own)
-        return g.anchor, g.inv_temperature, g.blocks[0]
-
-    def _block(self, v: Visitor) -> Block:
-        own = self.visits.p.blocks[0]
-        if v.positives:  # it is there, made ready
-            return own
+    def _block(self, r: RemoteBlock) -> Block:
+        if r.positives:  # prepared already
+            return self.p.blocks[0]
         return block_of(
-            self.visits.p.launchers, self.call.normalize, v.rows, v.log_weight, v.id, v.own_log_weight, False,
-            v.needs_grad,
-        )  # fmt: skip
+            self.p.launchers, self.p.normalize, r.rows, r.log_weight, r.id, r.own_log_weight, False, r.needs_grad
+        )
 
 
-class PlainVisits:
+class PlainBlockwise:
     """The same in plain torch, gradients by autograd: the specification, and the backend for float64."""
 
     def __init__(self, call: Sweep):
@@ -99,28 +78,28 @@ class PlainVisits:
         self.found |= {name: self.total.clone() for name in ("hardest", "hardest_overall")}
         self.found["hardest_col"] = torch.full((n,), -1, device=device)
 
-    def needs_largest(self, weighted: bool) -> bool:
+    def needs_max(self, weighted: bool) -> bool:
         return False
 
     @torch.no_grad()
-    def add(self, visitor: Visitor) -> None:
-        s, x, keep = self._logits(visitor, self.anchor, visitor.rows, self.inv)
+    def accumulate(self, remote: RemoteBlock) -> None:
+        s, x, keep = self._logits(remote, self.anchor, remote.rows, self.inv)
         self.total = torch.logaddexp(self.total, x.logsumexp(1))
         kept, found = torch.where(keep, s, -torch.inf), self.found
         found["similarity_sum"] += torch.where(keep, s, 0.0).sum(1)
         found["count"] += keep.sum(1)
         best = kept.amax(1)
         found["hardest_overall"] = torch.maximum(found["hardest_overall"], best)
-        if visitor.first is None:
+        if remote.first is None:
             return
-        column = (kept == best[:, None]).int().argmax(1) + visitor.first
+        column = (kept == best[:, None]).int().argmax(1) + remote.first
         lower = (best == found["hardest"]) & (column < found["hardest_col"])
         better = torch.isfinite(best) & ((best > found["hardest"]) | lower)
         found["hardest_col"] = torch.where(better, column, found["hardest_col"])
         found["hardest"] = torch.where(better, best, found["hardest"])
 
     @torch.no_grad()
-    def close(self) -> Tensor:
+    def finalize(self) -> Tensor:
         s, x = self._positive(self.anchor, self.call.rows[0].detach(), self.inv)
         loss = torch.logaddexp(self.total - x, torch.zeros_like(x))
         self.found |= {"lse": x + loss, "positive_similarity": s}
@@ -129,25 +108,25 @@ class PlainVisits:
     def by_products(self) -> list[Tensor]:
         return [self.found[name] for name in STATS]
 
-    def begin(self, closed: Tensor, upstream: Tensor) -> None:
+    def start_backward(self, closed: Tensor, upstream: Tensor) -> None:
         self.closed, self.upstream = closed, upstream
         self.d_anchor, self.d_inv = torch.zeros_like(self.anchor), torch.zeros_like(self.inv)
 
-    def give(self, visitor: Visitor) -> Tensor | None:
+    def backward_block(self, remote: RemoteBlock) -> Tensor | None:
         with torch.enable_grad():
-            given = self._leaves(visitor.rows)
-            _, x, keep = self._logits(visitor, *given)
+            given = self._leaves(remote.rows)
+            _, x, keep = self._logits(remote, *given)
             # The loss's derivative by a logit is the logit's share of the row's sum.
             share = self.upstream[:, None] * torch.exp(x.detach() - self.closed[2][:, None])
             d_rows = self._backward((share * torch.where(keep, x, 0.0)).sum(), given)
-        return d_rows if visitor.needs_grad else None
+        return d_rows if remote.needs_grad else None
 
-    def finish(self, d_own: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    def finish_backward(self, d_own: Tensor | None) -> Gradients:
         with torch.enable_grad():
             given = self._leaves(self.call.rows[0])
             _, x = self._positive(*given)
             d_rows = self._backward(-(self.upstream * self.closed[1] * x).sum(), given)
-        return self.d_anchor, self.d_inv, None if d_own is None else d_own + d_rows
+        return Gradients(self.d_anchor, [None if d_own is None else d_own + d_rows], self.d_inv)
 
     def _leaves(self, rows: Tensor) -> list[Tensor]:
         return [one.detach().requires_grad_() for one in (self.anchor, rows, self.inv)]
@@ -166,16 +145,16 @@ class PlainVisits:
         s = (a * c).sum(1)
         return s, self.transform.differentiable()[1](s, self.call.margin) * inv
 
-    def _logits(self, v: Visitor, anchor: Tensor, rows: Tensor, inv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _logits(self, r: RemoteBlock, anchor: Tensor, rows: Tensor, inv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(N, M) similarities, logits with -inf where a pair takes no part, and where it takes part."""
         s = reference.similarity(anchor, rows, self.call.normalize)
         x = self.transform.differentiable()[0](s, self.call.margin).to(s.dtype) * inv
-        if v.log_weight is not None:
-            x = x + v.log_weight
+        if r.log_weight is not None:
+            x = x + r.log_weight
         own = self.own[:, None] == torch.arange(rows.shape[0], device=rows.device)
-        keep = ~own if v.positives else torch.ones_like(own)
-        if v.own_log_weight:
-            x = torch.where(own, x + v.own_log_weight, x)
-        if v.id is not None and self.call.anchor_id is not None:
-            keep = keep & (self.call.anchor_id[:, None] != v.id)
+        keep = ~own if r.positives else torch.ones_like(own)
+        if r.own_log_weight:
+            x = torch.where(own, x + r.own_log_weight, x)
+        if r.id is not None and self.call.anchor_id is not None:
+            keep = keep & (self.call.anchor_id[:, None] != r.id)
         return s, torch.where(keep, x, -torch.inf), keep
