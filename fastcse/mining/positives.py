@@ -28,9 +28,11 @@ class Positives(NamedTuple):
 
     @classmethod
     def from_pairs(
-        cls, query: Tensor | np.ndarray | Sequence[int], column: Tensor | np.ndarray | Sequence[int],
+        cls,
+        query: Tensor | np.ndarray | Sequence[int],
+        column: Tensor | np.ndarray | Sequence[int],
         queries: int | None = None,
-    ) -> Positives:  # fmt: skip
+    ) -> Positives:
         """Of pairs (query number, corpus row), (P,) each; a repeated pair counts once.
 
         Args:

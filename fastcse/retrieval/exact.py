@@ -39,10 +39,8 @@ class Search:
         def of(x):
             return x[rows] if isinstance(x, Tensor) else x
 
-        return replace(
-            self, query=self.query[rows], exclude=of(self.exclude), min_score=of(self.min_score),
-            max_score=of(self.max_score),
-        )  # fmt: skip
+        parts = {name: of(getattr(self, name)) for name in ("query", "exclude", "min_score", "max_score")}
+        return replace(self, **parts)
 
     def to(self, device: torch.device) -> Search:
         """The search with everything on `device`."""
@@ -143,13 +141,10 @@ def _fetch(block: Tensor, ids: Tensor, ascending: bool, search: Search, wanted: 
     """
     m = block.shape[0]
     width = min(wanted if ascending else width or wanted + 1, m)
-    own = {}
+    options = {"max_score": search.max_score, "min_score": search.min_score, "backend": search.backend}
     if search.exclude is not None and search.exclude.shape[1]:
-        own = {"query_id": search.exclude[:, 0].contiguous(), "corpus_id": ids}
-    values, index = topk(
-        search.query, block, width, metric=search.metric, max_score=search.max_score, min_score=search.min_score,
-        backend=search.backend, **own,
-    )  # fmt: skip
+        options |= {"query_id": search.exclude[:, 0].contiguous(), "corpus_id": ids}
+    values, index = topk(search.query, block, width, metric=search.metric, **options)
     found = torch.where(index < 0, -1, ids[index])
     if ascending:
         return merge_best(values, found, wanted, search.metric) if width < wanted else TopK(values, found)

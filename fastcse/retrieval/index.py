@@ -226,9 +226,12 @@ class CorpusIndex:
         """
         options = {name: value for name, value in self.options.items() if name != "gpu"}  # of this machine
         about = {
-            "metric": self.metric, "kind": self.kind, "options": options, "check": self._check,
+            "metric": self.metric,
+            "kind": self.kind,
+            "options": options,
+            "check": self._check,
             "encoding": self._encoding,
-        }  # fmt: skip
+        }
         storage.save(folder, storage.Contents(self._rows, self.ids, self.texts, self._faiss, about))
 
     @classmethod

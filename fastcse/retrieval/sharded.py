@@ -202,9 +202,12 @@ class ShardedIndex:
             none = torch.full((query.shape[0], k), -1, device=query.device)
             return none.double(), none
         found = self.local_index.search(
-            query, min(k, len(self.local_index)), exclude_id=whole["exclude"], min_score=bounds[:, 0].contiguous(),
+            query,
+            min(k, len(self.local_index)),
+            exclude_id=whole["exclude"],
+            min_score=bounds[:, 0].contiguous(),
             max_score=bounds[:, 1].contiguous(),
-        )  # fmt: skip
+        )
         return tuple(merge_best(found.values.double(), found.indices, k, self.metric))
 
     def _check_ids(self) -> None:

@@ -99,11 +99,15 @@ def _write(made: Path, contents: Contents) -> None:
     if contents.faiss is not None:
         contents.faiss.write(made / FAISS)
     manifest = {
-        "format": FORMAT, "version": VERSION, "fastcse": version("fastcse"), "shape": list(contents.rows.shape),
+        "format": FORMAT,
+        "version": VERSION,
+        "fastcse": version("fastcse"),
+        "shape": list(contents.rows.shape),
         "dtype": str(dtype).removeprefix("torch."),
-        "stored_as": str(STORED_AS.get(dtype, dtype)).removeprefix("torch."), **contents.about,
+        "stored_as": str(STORED_AS.get(dtype, dtype)).removeprefix("torch."),
+        **contents.about,
         "files": {p.name: {"bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in sorted(made.iterdir())},
-    }  # fmt: skip
+    }
     text = json.dumps({**manifest, "manifest_sha256": _own_sha256(manifest)}, indent=2)
     (made / MANIFEST).write_text(text + "\n", encoding="utf-8")
     for path in made.iterdir():
