@@ -265,12 +265,6 @@ class TrainOptions:
             )
 
 
-def check_at_least(name: str, value: float, lowest: int) -> None:
-    """An OptionError if the option `name` is below `lowest`."""
-    if value < lowest:
-        raise OptionError(name, f" is {value}: expected at least {lowest}")
-
-
 def options_of(given: Mapping[str, Any]) -> TrainOptions:
     """The options of a command line: those that were `given`, by name, then those of its recipe, then the defaults."""
     if "recipe" in given:
