@@ -59,5 +59,6 @@ def test_every_kernel_runs_and_is_right(calls, device):
         got = [*calls(device, "triton")]
     for one, two in zip(got, calls(device, "reference"), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=2e-6 + 2e-5 * float(two.abs().max()))
-    wanted = SEARCHES if calls is searches else set(every_kernel()) - SEARCHES
-    assert wanted <= {name for name, _ in seen}
+    if device.type == "cpu":  # a GPU chooses the form of a kernel by its architecture
+        wanted = SEARCHES if calls is searches else set(every_kernel()) - SEARCHES
+        assert wanted <= {name for name, _ in seen}
