@@ -64,7 +64,7 @@ def both_backends(form, call, rows):
 
 @every_form
 def test_every_form_computes_the_same(form, launched, device):
-    rows = anchors_and_candidates(70, 70, 40, device)
+    rows = anchors_and_candidates(45, 45, 40, device)
 
     def call(a, c, t, backend):
         return fastcse.focal_infonce_loss(a, c, temperature=t, symmetric=True, backend=backend)
