@@ -49,7 +49,7 @@ FAULTS = [Fault(*row) for row in (
     ("engine-column-sum", "others + (p.of_positives(together) - e)", "others", f"test_blocks test_accuracy {FAST}"),
     ("engine-last-chunk-only", "accumulate_transposed(dc, e, scaled, rows.start > 0)",
      "accumulate_transposed(dc, e, scaled, False)", "test_workspace"),
-    ("engine-bound-without-weight", "x_max + max(block.own_log_weight, 0.0)", "x_max", "test_blocks -k weight"),
+    ("engine-bound-without-weight", "x_max + max(block.own_log_weight, 0.0)", "x_max", "test_range -k own"),
     ("engine-weights-in-range", "or any(block.weighted for block in self.blocks)", "", f"test_range {FAST}"),
     ("engine-ring-temperature", "self.f_sum.zero_()", "pass", "test_distributed -k ring"),
     # Triton kernels, in the interpreter

@@ -81,3 +81,10 @@ def test_a_heavy_column_that_is_left_out_leaves_the_others_their_digits(forced, 
         anchor_id=torch.tensor([7], device=device),
     )  # fmt: skip
     torch.testing.assert_close(loss.cpu(), torch.tensor(-1.0).exp().log1p())
+
+
+def test_a_weight_of_ones_own_raises_the_bound_of_the_shift(forced, device):
+    heavy = fastcse.CandidateBlock(torch.eye(2, device=device)[1:], own_log_weight=150.0)
+    rows = torch.eye(2, device=device)
+    loss = forced(fastcse.infonce_loss, rows[:1], rows, negatives=heavy, temperature=1.0)
+    torch.testing.assert_close(loss.cpu(), torch.tensor(149.0))
