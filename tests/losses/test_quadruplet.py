@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from calls import assert_compiles, both_ways
 from conftest import DEVICE, slack_of
 from row_oracle import NAMES, Quad, published, quadruplet, settled_quad
-from torch._dynamo.testing import CompileCounterWithBackend
 from yardstick import assert_within
 
 import fastcse
@@ -129,18 +127,9 @@ def test_any_form(ask, form, index, normalize):
 
 
 @every_place
-@every_form
-@every_reduction
-def test_any_reduction(ask, form, index, reduction):
-    case = settled_quad(20, 9, 6, index=index, **FORMS[form])
-    upstream = torch.linspace(-1, 2, 20) if reduction == "none" else -2.5
-    assert_rule(case, ask(case, reduction=reduction), None, reduction)
-    assert_rule(case, ask(case, reduction=reduction, upstream=upstream), upstream, reduction)
-
-
-@every_place
-@every_form
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("form", "dtype"), zip(FORMS, [torch.float16, torch.bfloat16, torch.bfloat16, torch.float16]), ids=str
+)
 def test_half_precision(ask, backend, form, index, dtype):
     case = settled_quad(24, 7, 33, index=index, dtype=dtype, **FORMS[form])
     upstream = torch.linspace(-1, 2, 24)
@@ -248,30 +237,15 @@ def test_published_vectors(ask):
     torch.testing.assert_close(loss.cpu(), torch.tensor(0.0100453346), rtol=1e-5, atol=1e-7)
 
 
-def test_defaults_are_the_published_constants(device):
-    rows = settled_quad(9, 9, 5)
-    arguments = placed(rows, device)[1]
-    torch.testing.assert_close(
-        fastcse.quadruplet_loss(*arguments),
-        fastcse.quadruplet_loss(
-            *arguments, weights=(0.9, 0.11), margin=0.0, form="weighted", normalize=True, reduction="mean"
-        ),
-        rtol=0,
-        atol=0,
-    )
-    assert fastcse.last_backend() == ("triton" if device.type == "cuda" else "cpp")
-
-
 # ---------------------------------------------------------------- degenerate rows
 
 
 @every_place
 @both_forms
-@every_reduction
-def test_inactive_hinges_have_no_loss_and_no_gradient(ask, form, index, reduction):
+def test_inactive_hinges_have_no_loss_and_no_gradient(ask, form, index):
     case = settled_quad(11, 4, 6, index=index, **FORMS[form])
     case.margin = (-5.0, -5.0) if isinstance(case.margin, tuple) else -5.0
-    loss, grads = ask(case, reduction=reduction)
+    loss, grads = ask(case)
     assert (loss == 0).all()
     assert not loss.signbit().any()
     for name in NAMES:
@@ -292,14 +266,13 @@ def test_a_hinge_at_its_corner_has_no_gradient(ask, form):
 
 @every_place
 @both_forms
-@pytest.mark.parametrize("size", [0.0, 1e-10])
-def test_rows_shorter_than_1e_8_have_similarity_zero_and_gradient_zero(ask, form, index, size):
+def test_rows_shorter_than_1e_8_have_similarity_zero_and_gradient_zero(ask, form, index):
     case = settled_quad(8, 6, 5, index=index, **FORMS[form])
     if index:
         case.batch_negative[:] = torch.arange(8) % 6
     case.margin = (2.5, 2.6) if isinstance(case.margin, tuple) else 2.5
     for k, rows in enumerate(case.rows().values()):
-        rows[k] *= size
+        rows[k] *= 1e-10
     loss, grads = ask(case)
     exact = quadruplet(case)
     torch.testing.assert_close(loss.cpu(), torch.tensor(exact.loss, dtype=torch.float32), rtol=1e-6, atol=1e-6)
@@ -311,7 +284,7 @@ def test_rows_shorter_than_1e_8_have_similarity_zero_and_gradient_zero(ask, form
 
 
 @every_place
-@pytest.mark.parametrize("size", [1e-6, 1e4, 1e12, 1e15])
+@pytest.mark.parametrize("size", [1e-6, 1e15])
 def test_the_length_of_a_row_is_no_matter(ask, index, size):
     case = settled_quad(7, 7, 6, index=index, margin=0.5)
     expected, by_row = ask(case)
@@ -343,25 +316,24 @@ def test_a_row_whose_squares_leave_the_range_of_float32(ask, backend, name):
 
 
 @every_place
-@both_forms
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("bad", [torch.nan, -torch.inf])
-@pytest.mark.parametrize("normalize", [True, False], ids=["cosine", "raw"])
-def test_a_bad_row_spoils_its_own_loss_only(ask, form, index, name, bad, normalize):
-    case = settled_quad(7, 4, 5, index=index, normalize=normalize, **FORMS[form])
-    if index:
-        case.batch_negative[:] = torch.tensor([0, 1, 3, 2, 0, 3, 1])  # only anchor 3 has number 2
-    clean, by_row = ask(case)
-    place = 2 if index and name == "negative" else 3
-    case.rows()[name][place, 1] = bad
-    loss, grads = ask(case)
-    others = torch.arange(7) != 3
-    assert loss[3].isnan()
-    torch.testing.assert_close(loss[others], clean[others], rtol=1e-6, atol=1e-6)
-    for each in NAMES:
-        rest = torch.arange(len(grads[each])) != (2 if index and each == "negative" else 3)
-        torch.testing.assert_close(grads[each][rest], by_row[each][rest], rtol=1e-5, atol=1e-6)
-    assert ask(case, reduction="mean")[0].isnan()
+def test_a_bad_row_spoils_its_own_loss_only(ask, index, name):
+    for form, bad, normalize in (("margin", torch.nan, True), ("margin", -torch.inf, False),
+                                 ("two margins", -torch.inf, True), ("two margins", torch.nan, False)):  # fmt: skip
+        case = settled_quad(7, 4, 5, index=index, normalize=normalize, **FORMS[form])
+        if index:
+            case.batch_negative[:] = torch.tensor([0, 1, 3, 2, 0, 3, 1])  # only anchor 3 has number 2
+        clean, by_row = ask(case)
+        place = 2 if index and name == "negative" else 3
+        case.rows()[name][place, 1] = bad
+        loss, grads = ask(case)
+        others = torch.arange(7) != 3
+        assert loss[3].isnan()
+        torch.testing.assert_close(loss[others], clean[others], rtol=1e-6, atol=1e-6)
+        for each in NAMES:
+            rest = torch.arange(len(grads[each])) != (2 if index and each == "negative" else 3)
+            torch.testing.assert_close(grads[each][rest], by_row[each][rest], rtol=1e-5, atol=1e-6)
+        assert ask(case, reduction="mean")[0].isnan()
 
 
 @pytest.mark.parametrize("form", ["weighted", "classic"])
@@ -402,72 +374,15 @@ def test_one_tensor_in_every_place(forced, device):
     torch.testing.assert_close(leaf.grad, sum(c.grad for c in copies), rtol=1e-5, atol=1e-6)
 
 
-# ---------------------------------------------------------------- float64, compile
+def test_rows_without_columns_are_refused():
+    with pytest.raises(ValueError, match=r"anchor.*\(4, 0\)"):
+        fastcse.quadruplet_loss(*[torch.randn(4, 0)] * 4)
 
 
-@every_place
-@every_form
-@every_reduction
-@pytest.mark.parametrize("normalize", [True, False], ids=["cosine", "raw"])
-def test_gradcheck(index, form, reduction, normalize):
-    case = settled_quad(5, 4, 3, index=index, dtype=torch.float64, normalize=normalize, **FORMS[form])
-    leaves, arguments, options = placed(case, "cpu")
-
-    def function(anchor, positive, negative, corpus):
-        third, more = (arguments[2], {"candidate": negative}) if index else (negative, {})
-        return fastcse.quadruplet_loss(anchor, positive, third, corpus, **{**options, **more}, reduction=reduction)
-
-    assert torch.autograd.gradcheck(function, [*leaves.values()])
-    loss = function(*leaves.values())
-    assert fastcse.last_backend() == "reference"
-    assert loss.dtype == torch.float64
-    rows = fastcse.quadruplet_loss(*arguments, **options, reduction="none")
-    np.testing.assert_allclose(rows.detach().numpy(), quadruplet(case).loss, rtol=1e-12, atol=1e-14)
-
-
-def call(arguments, options, **more):
-    """(function of the four leaves, by position) of a placed case."""
-
-    def function(anchor, positive, negative, corpus):
-        if "candidate" in options:
-            given = {**options, **more, "candidate": negative}
-            return fastcse.quadruplet_loss(anchor, positive, arguments[2], corpus, **given)
-        return fastcse.quadruplet_loss(anchor, positive, negative, corpus, **options, **more)
-
-    return function
-
-
-@every_place
-@both_forms
-def test_compile(device, index, form):
-    leaves, arguments, options = placed(settled_quad(9, 6, 5, index=index, **FORMS[form]), device)
-    assert_compiles(call(arguments, options), [*leaves.values()])
-
-
-@every_place
-def test_compile_on_every_backend(device, backend, index):
-    leaves, arguments, options = placed(settled_quad(9, 6, 5, index=index, margin=0.3), device)
-    assert_compiles(call(arguments, options, backend=backend), [*leaves.values()])
-    assert fastcse.last_backend() == backend
-    assert_compiles(call(arguments, options, backend=backend, reduction="none"), [*leaves.values()])
-
-
-def test_compile_where_only_the_anchor_learns(device):
-    leaves, arguments, options = placed(settled_quad(9, 6, 5, index=True, margin=0.3), device, needs=("anchor",))
-    assert_compiles(call(arguments, options), [*leaves.values()])
-
-
-@every_place
-def test_the_batch_size_is_no_constant(device, index):
-    torch._dynamo.reset()
-    counter = CompileCounterWithBackend("aot_eager")
-
-    def function(anchor, positive, third, corpus, candidate):
-        return fastcse.quadruplet_loss(anchor, positive, third, corpus, candidate=candidate, margin=0.5)
-
-    compiled = torch.compile(function, fullgraph=True, backend=counter)
-    for n in (5, 7, 9, 12):
-        leaves, arguments, options = placed(settled_quad(n, n + 3, 5, index=index), device)
-        given = (*arguments, options.get("candidate"))
-        both_ways(lambda given=given: compiled(*given), lambda given=given: function(*given), [*leaves.values()])
-    assert counter.frame_count <= 2, f"compiled {counter.frame_count} times for four batch sizes"
+@pytest.mark.parametrize("weights", [[0.9, 0.11], (1, 0)], ids=str)
+def test_weights_may_be_a_list_or_whole_numbers(weights):
+    rows = [torch.randn(4, 3) for _ in range(4)]
+    expected = fastcse.quadruplet_loss(*rows, margin=1, weights=tuple(float(w) for w in weights))
+    torch.testing.assert_close(fastcse.quadruplet_loss(*rows, margin=1, weights=weights), expected)
+    with pytest.raises(TypeError):
+        fastcse.quadruplet_loss(*rows, None)

@@ -9,7 +9,6 @@ from oracle import Case, Extra, make_rows, oracle, row_keep, to64, unit
 
 every_loss = pytest.mark.parametrize("focal", [False, True], ids=["infonce", "focal"])
 every_direction = pytest.mark.parametrize("symmetric", [False, True], ids=["one_way", "symmetric"])
-every_reduction = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 
 ANCHOR_ID = torch.tensor([1, 2, 1, 3, 4, 5, 5, 6, 7])
 CANDIDATE_ID = torch.cat([ANCHOR_ID, torch.tensor([1, 3, 9])])
@@ -78,32 +77,18 @@ def assert_stats(stats, truth):
 
 @every_loss
 @every_direction
-@every_reduction
-@pytest.mark.parametrize("normalize", [True, False])
-def test_stats_by_hand(run, focal, symmetric, reduction, normalize):
-    case = case_of(focal=focal, symmetric=symmetric, normalize=normalize)
-    assert_stats(run(case, return_stats=True, reduction=reduction).stats, expected(case))
-
-
-@every_loss
-@every_direction
-@every_reduction
-def test_stats_without_gradients(run, focal, symmetric, reduction):
-    case = case_of(focal=focal, symmetric=symmetric)
-    got = run(case, reduction=reduction, return_stats=True, grad=False)
-    assert_stats(got.stats, expected(case))
-    torch.testing.assert_close(got.loss, run(case, reduction=reduction).loss, rtol=1e-6, atol=1e-6)
-
-
-@every_loss
-@every_direction
-@every_reduction
-def test_asking_for_stats_changes_neither_loss_nor_gradient(run, focal, symmetric, reduction):
-    case = case_of(focal=focal, symmetric=symmetric)
-    plain, asked = run(case, reduction=reduction), run(case, reduction=reduction, return_stats=True)
-    for name in ("loss", "danchor", "dcandidate"):
-        torch.testing.assert_close(getattr(asked, name), getattr(plain, name), rtol=1e-6, atol=1e-7)
-    torch.testing.assert_close(asked.dextras[0], plain.dextras[0], rtol=1e-6, atol=1e-7)
+def test_stats_by_hand_with_and_without_gradients(run, focal, symmetric):
+    """And asking for them changes neither loss nor gradient."""
+    for reduction, normalize in (("mean", True), ("sum", True), ("none", True), ("none", False)):
+        case = case_of(focal=focal, symmetric=symmetric, normalize=normalize)
+        plain, asked = (run(case, reduction=reduction, return_stats=x) for x in (False, True))
+        for name in ("loss", "danchor", "dcandidate"):
+            torch.testing.assert_close(getattr(asked, name), getattr(plain, name), rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(asked.dextras[0], plain.dextras[0], rtol=1e-6, atol=1e-7)
+        assert_stats(asked.stats, expected(case))
+        value = run(case, reduction=reduction, return_stats=True, grad=False)
+        assert_stats(value.stats, expected(case))
+        torch.testing.assert_close(value.loss, plain.loss, rtol=1e-6, atol=1e-6)
 
 
 def test_more_columns_than_a_tile(run):
