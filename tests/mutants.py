@@ -147,7 +147,7 @@ FAULTS = [Fault(*row) for row in (
     ("files-not-atomic", "os.fsync(file.fileno())\n        os.replace(part, path)",
      "os.fsync(file.fileno())\n        path.write_bytes(part.read_bytes())", "test_files"),
     ("bench-order", "runs if round_ % 2 == 0 else reversed(runs)", "runs", "test_bench"),
-    ("bench-symmetric-half", "a.grad, c.grad = a.grad / 2, c.grad / 2", "pass", "test_peers"),
+    ("bench-symmetric-half", "a.grad, c.grad = a.grad / 2, c.grad / 2", "pass", "test_operations"),
     ("bench-memory", "(taken - outputs) / MIB", "taken / MIB", "test_bench"),
 )]
 # fmt: on

@@ -19,9 +19,7 @@ from ..options import build, check, either, leaves, option, sweep
 from .console import INTERRUPTED, Json, fail, quiet_stdout, show
 from .options import command
 
-bench = typer.Typer(
-    name="bench", help="Measure an operation beside every peer that is installed.", no_args_is_help=True
-)
+bench = typer.Typer()  # the commands of `fastcse.cli.commands.BenchGroup`
 # Steps without a cache run only where they fit into this share of the memory that is free when the command starts.
 USUAL_SHARE = 0.5
 DOCSTRINGS = "docstrings' first lines"

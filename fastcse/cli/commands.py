@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from .bench import bench
 from .cluster import cluster
 from .console import INTERRUPTED, fail
 from .demo import demo
@@ -18,6 +18,25 @@ from .plan import plan
 from .recipes import recipes
 from .train import train
 
+
+class BenchGroup(TyperGroup):
+    """The commands of `fastcse bench`, whose options are fields of its cases: imported where one is listed or run."""
+
+    def list_commands(self, context: Any) -> list[str]:
+        self._load()
+        return super().list_commands(context)
+
+    def get_command(self, context: Any, name: str) -> Any:
+        self._load()
+        return super().get_command(context, name)
+
+    def _load(self) -> None:
+        if not self.commands:
+            from .bench import bench
+
+            self.commands = typer.main.get_group(bench).commands
+
+
 app = typer.Typer(name="fastcse", add_completion=False, pretty_exceptions_enable=False)
 app.command("info")(info)
 app.command("train")(train)
@@ -27,7 +46,14 @@ app.command("cluster")(cluster)
 app.command("plan")(plan)
 app.command("recipes")(recipes)
 app.command("demo")(demo)
-app.add_typer(bench)
+app.add_typer(
+    typer.Typer(
+        name="bench",
+        cls=BenchGroup,
+        help="Measure an operation beside every peer that is installed.",
+        no_args_is_help=True,
+    )
+)
 
 
 @app.callback(invoke_without_command=True)
