@@ -33,7 +33,7 @@ ROWS = ("A", "C", "X")
 # Parameters that are neither rows nor pointers to float32; what a case says of its own goes first.
 NAMED = {
     **dict.fromkeys(
-        ("N", "M", "D", "K", "SIZE", "groups", "pulled", "TILES_M", "columns", "segments", "wanted"), "i32"
+        ("N", "M", "D", "K", "SIZE", "groups", "weighted_rows", "TILES_M", "columns", "segments", "wanted"), "i32"
     ),
     **dict.fromkeys(("margin", "own_log_weight", "shortest", "offset", "factor", "w1", "w2", "m1", "m2", "by"), "fp32"),
     **dict.fromkeys(("length", "CEILING"), "fp32"),
@@ -173,18 +173,18 @@ def _row_wise(dtype: torch.dtype) -> Iterator[Case]:
     """Kernels of one row a program, of rows of 768 where the width is a constant."""
     positive = {"F_POSITIVE": device_fn(FOCAL.f_positive)}
     pull = {"BLOCK": 256, "HAS_INVERSE": True, "DF_POSITIVE": device_fn(FOCAL.df_positive), **positive}
-    finish = {"BLOCK_D": 1024, "HAS_FACTOR": True, "HAS_PULL": True, "HAS_SCALE": True}
+    finish = {"BLOCK_D": 1024, "HAS_FACTOR": True, "HAS_WEIGHT": True, "HAS_SCALE": True}
     block = {"BLOCK_D": rows.launch_options(768)["BLOCK_D"]}
     row = dict.fromkeys(("P", "B", "DA", "DP", "DB", "DC", "BASE", "OUT"), f"*{TYPES[dtype]}")
     for name, kernel, constants, types in (
         ("inverse_norms", rows.inverse_norms_kernel, {"BLOCK_D": 1024}, {}),
         ("top-k rescore", topk_search.rescore_kernel, {"DISTANCE": False, "BLOCK_K": 16, "BLOCK_D": 128}, {}),
-        ("open_rows", rows.open_rows_kernel, {"BLOCK_D": 1024, "BY_ROW": False, **positive}, {}),
+        ("open_rows", rows.positive_logits_kernel, {"BLOCK_D": 1024, "BY_ROW": False, **positive}, {}),
         ("add_sums", add_sums_kernel, {"E": True, "EF": True, "BLOCK_N": SUMMED_ROWS, "BLOCK_T": TILES}, {}),
         ("scale_rows", rows.scale_rows_kernel, {"BLOCK_D": 1024}, {"OUT": "*bf16"}),
-        ("close_rows", rows.close_rows_kernel, {"BLOCK": 256}, {}),
-        ("pull_rows", rows.pull_rows_kernel, pull, {}),
-        ("finish_rows", rows.finish_rows_kernel, finish, {}),
+        ("close_rows", rows.row_loss_kernel, {"BLOCK": 256}, {}),
+        ("pull_rows", rows.positive_gradient_kernel, pull, {}),
+        ("finish_rows", rows.project_gradient_kernel, finish, {}),
         ("candidate gradient", quadruplet.candidate_gradient_kernel, {"NORMALIZE": True, **block}, row),
         ("step_rows", quadruplet.step_rows_kernel, {"HAS_RADIUS": True, "KIND": 1, **block}, row),
         ("scale", quadruplet.scale_kernel, {"BLOCK": 1024}, row),

@@ -66,7 +66,7 @@ def _normalize(case: RowwiseCase, b: ModuleType, x: Tensor, gradient: Tensor) ->
         scale = b.inverse_norms(rows)
         if case.mode == "forward":
             return Outcome(scale)
-        b.finish_rows(held, rows, scale, factor=factor, into=into)
+        b.project_gradient(held, rows, scale, factor=factor, into=into)
         return Outcome(scale, (into,))
 
     return run

@@ -44,7 +44,7 @@ class Lloyd:
         labels, far = (torch.cat(x) for x in zip(*found))
         # Reading whether any is empty would stall a GPU: there the step is always taken, and changes nothing if not.
         if sums.is_cuda or bool((counts == 0).any()):
-            sums, counts = self._rehoused(sums, counts, labels, far)
+            sums, counts = self._relocate_empty_clusters(sums, counts, labels, far)
         return labels, far, self._means(sums, counts, centroids)
 
     def _block(self, b: slice, centroids: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,7 +52,9 @@ class Lloyd:
         # A cosine may be rounded to a little more than 1.
         return found.index, (1 - found.value).clamp_min(0) if self.cosine else found.value
 
-    def _rehoused(self, sums: Tensor, counts: Tensor, labels: Tensor, far: Tensor) -> tuple[Tensor, Tensor]:
+    def _relocate_empty_clusters(
+        self, sums: Tensor, counts: Tensor, labels: Tensor, far: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """The farthest points, one for each empty cluster, leave their cluster and begin that one."""
         k, empty = counts.shape[0], counts == 0
         source = far.topk(k).indices[(empty.cumsum(0) - 1).clamp_min(0)]  # (K,)

@@ -37,8 +37,8 @@ class BlockwiseLoss:
 
     def accumulate_max(self, block: Block) -> None:
         """The largest logits of a block. 2 N M D operations."""
-        chunk, gate = self._chunk(self.p.everything), torch.ones((), dtype=torch.bool, device=self.sum.device)
-        by_row = self.p.launchers.largest_logits(chunk, block, self.p.logits, gate)[0]
+        chunk, predicate = self._chunk(self.p.everything), torch.ones((), dtype=torch.bool, device=self.sum.device)
+        by_row = self.p.launchers.largest_logits(chunk, block, self.p.logits, predicate)[0]
         self.largest = torch.maximum(self.largest, by_row)
 
     def freeze_shift(self) -> None:
@@ -49,18 +49,18 @@ class BlockwiseLoss:
         """The sums of a block. `first` is the number of its first column among all candidates, None for others."""
         b = self.p.launchers
         size = b.plan_rows(len(self.sum), [block], False, self.p.max_workspace_bytes)
-        space = b.Workspace(size, [block], False)
+        workspace = b.Workspace(size, [block], False)
         for rows in self.p.chunks(size):
             chunk = self._chunk(rows)
             if self.stats is not None:
                 chunk.stats = RowStats.empty(rows.stop - rows.start, self.sum.device)
-            b.sweep(chunk, block, self.p.logits, space.weights(rows.stop - rows.start, 0), store=False)
+            b.sweep(chunk, block, self.p.logits, workspace.weights(rows.stop - rows.start, 0), store=False)
             if self.stats is not None:
                 self.stats.add(rows, chunk.stats, first)
 
     def finalize(self) -> Tensor:
         """(3, N): losses, 1 / Z, and the shifts that it was taken with."""
-        loss, _, inverse = self.p.launchers.close_rows(self._chunk(self.p.everything))
+        loss, _, inverse = self.p.launchers.row_loss(self._chunk(self.p.everything))
         if self.stats is not None:
             self.p.stats.append(self.stats.of(self.opened, loss))
         return torch.stack([loss, inverse, self.shift])
@@ -68,7 +68,7 @@ class BlockwiseLoss:
     def start_backward(self, closed: Tensor, upstream: Tensor) -> None:
         """Begins the second pass, for the gradient of sum_i upstream_i loss_i."""
         upstream = upstream.to(torch.float32)
-        self.weight, self.share = upstream * closed[1], upstream * -torch.expm1(-closed[0])
+        self.weight, self.one_minus_p = upstream * closed[1], upstream * -torch.expm1(-closed[0])
         self.shift = closed[2]
         self.f_sum.zero_()
         self.out = torch.empty(self.p.anchor.shape, dtype=torch.float32, device=self.sum.device)
@@ -78,19 +78,19 @@ class BlockwiseLoss:
         """(M, D) the gradient of a block, None where it needs none; the anchors' is added up. 6 N M D operations."""
         b, p = self.p.launchers, self.p
         size = b.plan_rows(len(self.sum), [block], True, p.max_workspace_bytes)
-        space = b.Workspace(size, [block], True)
+        workspace = b.Workspace(size, [block], True)
         dc = torch.empty(block.rows.shape, dtype=torch.float32, device=self.sum.device) if block.needs_grad else None
         for rows in p.chunks(size):
             chunk = self._chunk(rows, self.weight[rows])
-            e = space.weights(rows.stop - rows.start, 0)
+            e = workspace.weights(rows.stop - rows.start, 0)
             b.sweep(chunk, block, p.logits, e, store=True)
             b.times_candidates(e, block, self.out[rows], self.blocks_done > 0)
             if dc is not None:
-                factor = b.pull_rows(chunk, p.blocks[0], p.logits, self.share[rows], None)[0]
+                factor = b.positive_gradient(chunk, p.blocks[0], p.logits, self.one_minus_p[rows], None)[0]
                 b.accumulate_transposed(dc, e, b.scale_rows(chunk.rows, factor), rows.start > 0)
         self.blocks_done += 1
         if dc is not None and p.normalize:
-            b.finish_rows(dc, block.rows, block.scale)
+            b.project_gradient(dc, block.rows, block.scale)
         return dc
 
     def finish_backward(self, dc: Tensor | None) -> Gradients:
@@ -98,14 +98,22 @@ class BlockwiseLoss:
         first block that other ranks made."""
         b, p = self.p.launchers, self.p
         chunk = self._chunk(p.everything, self.weight)
-        factor, pull, d_inv_temperature = b.pull_rows(chunk, p.blocks[0], p.logits, self.share, None)
+        factor, positive_weight, d_inv_temperature = b.positive_gradient(
+            chunk, p.blocks[0], p.logits, self.one_minus_p, None
+        )
         along = chunk.scale if p.normalize else None
         into = torch.empty_like(self.out, dtype=p.dtype)
-        b.finish_rows(
-            self.out, chunk.rows, along, factor=factor, pull=pull, others=p.blocks[0].rows, index=chunk.positive,
+        b.project_gradient(
+            self.out,
+            chunk.rows,
+            along,
+            factor=factor,
+            positive_weight=positive_weight,
+            others=p.blocks[0].rows,
+            index=chunk.positive,
             into=into,
-        )  # fmt: skip
-        g = Gradients(into, [dc], d_inv_temperature.sum(), pulls=[pull])
+        )
+        g = Gradients(into, [dc], d_inv_temperature.sum(), positive_weights=[positive_weight])
         g.finish(p)
         return g
 

@@ -17,15 +17,15 @@ class Gradients:
     where none is learned.
 
     A block's gradient is summed in float32 and is in the inputs' type when finished. `factor` multiplies all of them.
-    `pulls` holds k_i for the rows of each chunk, what draws an anchor and its positive together. `scratch` (R, D) is
-    where a chunk's float32 products lie if the inputs have another type.
+    `positive_weights` holds k_i of each chunk's rows, the weight of an anchor and its positive in each other's
+    gradient. `scratch` (R, D) is where a chunk's float32 products lie if the inputs have another type.
     """
 
     anchor: Tensor
     blocks: list[Tensor | None]
     inv_temperature: Tensor
     factor: float = 1.0
-    pulls: list[Tensor] = field(default_factory=list)
+    positive_weights: list[Tensor] = field(default_factory=list)
     scratch: Tensor | None = None
 
     @classmethod
@@ -39,21 +39,36 @@ class Gradients:
         return cls(anchor, blocks, torch.zeros(() if learned else 0, **new), factor, [], scratch)
 
     def add_chunk(
-        self, p: Problem, rows: slice, chunk: RowChunk, weights: list[Tensor], share: Tensor, inverse: Tensor | None
+        self,
+        p: Problem,
+        rows: slice,
+        chunk: RowChunk,
+        weights: list[Tensor],
+        one_minus_p: Tensor,
+        inverse: Tensor | None,
     ) -> None:
-        """The products of one chunk. `inverse` (R,) multiplies rows of the weights; `share` (R,) is the positive's."""
+        """The products of one chunk. `inverse` (R,) multiplies rows of weights; `one_minus_p` (R,): of the positive."""
         b, positives = p.launchers, p.blocks[0]
-        factor, pull, d_inv_temperature = b.pull_rows(chunk, positives, p.logits, share, inverse, self.factor)
+        factor, positive_weight, d_inv_temperature = b.positive_gradient(
+            chunk, positives, p.logits, one_minus_p, inverse, self.factor
+        )
         if p.logits.inv_temperature_value is None:
             self.inv_temperature += d_inv_temperature.sum() * self.factor
-        self.pulls.append(pull)
+        self.positive_weights.append(positive_weight)
         into = self.anchor[rows]
         out = into if self.scratch is None else self.scratch[: into.shape[0]]
         for k, (block, e) in enumerate(zip(p.blocks, weights)):
             b.times_candidates(e, block, out, k > 0)
         along = chunk.scale if p.normalize else None
-        b.finish_rows(
-            out, chunk.rows, along, factor=factor, pull=pull, others=positives.rows, index=chunk.positive, into=into
+        b.project_gradient(
+            out,
+            chunk.rows,
+            along,
+            factor=factor,
+            positive_weight=positive_weight,
+            others=positives.rows,
+            index=chunk.positive,
+            into=into,
         )
         if not any(block.needs_grad for block in p.blocks):
             return
@@ -64,16 +79,18 @@ class Gradients:
 
     def finish(self, p: Problem) -> None:
         """The positives' share of dc, then its part along each candidate off."""
-        pull = torch.cat(self.pulls) if len(self.pulls) > 1 else self.pulls[0]
+        positive_weight = (
+            torch.cat(self.positive_weights) if len(self.positive_weights) > 1 else self.positive_weights[0]
+        )
         for k, (block, dc) in enumerate(zip(p.blocks, self.blocks)):
             if dc is None:
                 continue
             own = {}
-            if k == 0 and p.distinct:
-                own = {"pull": pull, "others": p.anchor, "index": p.positive}
+            if k == 0 and p.positive_is_arange:
+                own = {"positive_weight": positive_weight, "others": p.anchor, "index": p.positive}
             elif k == 0:
-                p.launchers.scatter_rows(dc, p.anchor, pull, p.positive, False)
+                p.launchers.scatter_rows(dc, p.anchor, positive_weight, p.positive, False)
             if not (own or p.normalize or p.dtype != dc.dtype):
                 continue
             self.blocks[k] = into = dc if p.dtype == dc.dtype else torch.empty_like(dc, dtype=p.dtype)
-            p.launchers.finish_rows(dc, block.rows, block.scale if p.normalize else None, **own, into=into)
+            p.launchers.project_gradient(dc, block.rows, block.scale if p.normalize else None, **own, into=into)

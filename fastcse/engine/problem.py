@@ -25,8 +25,8 @@ SAFE_RANGE = HEADROOM + 66.0
 class Problem:
     """Anchors (N, D) and their blocks, prepared by the backend.
 
-    `positive` (N,) is the column of blocks[0]; `distinct` says that it is 0, 1, 2, ... `dtype` is the inputs', which
-    the gradients have too.
+    `positive` (N,) is the column of blocks[0]; `positive_is_arange` says that it is 0, 1, 2, ... `dtype` is that of
+    the inputs and of the gradients.
     """
 
     anchor: Tensor
@@ -34,7 +34,7 @@ class Problem:
     scale: Tensor
     blocks: list[Block]
     positive: Tensor
-    distinct: bool
+    positive_is_arange: bool
     anchor_id: Tensor | None
     logits: Logits
     normalize: bool
@@ -54,7 +54,7 @@ class Problem:
     @property
     def paired(self) -> bool:
         """Whether anchor i's positive is column i and there are no other columns: rows and columns are one then."""
-        return self.distinct and self.anchor.shape[0] == self.blocks[0].rows.shape[0]
+        return self.positive_is_arange and self.anchor.shape[0] == self.blocks[0].rows.shape[0]
 
     def of_positives(self, by_column: Tensor) -> Tensor:
         """(N,) what stands at each anchor's positive in (M,)."""
@@ -75,7 +75,7 @@ class Problem:
     def opened(self) -> Tensor:
         """(3, N): the positives' similarity and logit, and the static shift c_i = max(logit, x_max - 64) + 0.3148."""
         ceiling = self.largest_possible() - HEADROOM
-        return self.launchers.open_rows(
+        return self.launchers.positive_logits(
             self.anchor, self.scale, self.blocks[0], self.positive, self.logits, ceiling, SHIFT_DITHER
         )
 

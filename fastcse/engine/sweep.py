@@ -17,39 +17,39 @@ SMALLEST_SUM = 1e-30
 
 
 def sweep_blocks(
-    p: Problem, chunk: RowChunk, space, store: bool, columns: Columns | None = None, ready: bool = False
+    p: Problem, chunk: RowChunk, workspace, store: bool, columns: Columns | None = None, dots_cached: bool = False
 ) -> list[Tensor]:
-    """Every block into the chunk's sums and by-products; returns the weights by block. `ready`: an earlier sweep left
-    the dot products in `space`."""
-    kept, options = [], {"store": store, **({"ready": True} if ready else {})}
+    """Every block into the chunk's sums and by-products; returns the weights by block. `dots_cached`: an earlier sweep
+    left the dot products in `workspace`."""
+    kept, options = [], {"store": store, **({"dots_cached": True} if dots_cached else {})}
     for k, block in enumerate(p.blocks):
-        kept.append(space.weights(chunk.rows.shape[0], k))
+        kept.append(workspace.weights(chunk.rows.shape[0], k))
         p.launchers.sweep(chunk, block, p.logits, kept[-1], columns=columns if k == 0 else None, **options)
         if chunk.stats is not None and k == 0:
             p.stats.append({"hardest": chunk.stats.hardest.clone(), "hardest_col": chunk.stats.hardest_col.clone()})
     return kept
 
 
-def sweep_in_range(p: Problem, chunk: RowChunk, space, store: bool) -> list[Tensor]:
+def sweep_in_range(p: Problem, chunk: RowChunk, workspace, store: bool) -> list[Tensor]:
     """Sweeps, and again with exact maxima for rows that left the range of the static shift. Returns the weights."""
-    weights = sweep_blocks(p, chunk, space, store)
+    weights = sweep_blocks(p, chunk, workspace, store)
     if p.always_in_range():
         return weights
     z = chunk.sum + torch.exp(chunk.logit - chunk.shift)
     bad = ~(z > SMALLEST_SUM)  # NaN too; the static shift leaves no sum that overflows
-    gate = bad.any()
-    if not p.launchers.is_open(gate):
+    predicate = bad.any()
+    if not p.launchers.must_launch(predicate):
         return weights
     largest = chunk.logit
     for block in p.blocks:
-        largest = torch.maximum(largest, p.launchers.largest_logits(chunk, block, p.logits, gate)[0])
+        largest = torch.maximum(largest, p.launchers.largest_logits(chunk, block, p.logits, predicate)[0])
     chunk.shift = torch.where(bad, largest + SHIFT_DITHER, chunk.shift)
-    chunk.sum.masked_fill_(gate, 0.0)
-    chunk.f_sum.masked_fill_(gate, 0.0)
+    chunk.sum.masked_fill_(predicate, 0.0)
+    chunk.f_sum.masked_fill_(predicate, 0.0)
     # By-products do not depend on the shift: they are right already.
     stats, chunk.stats = chunk.stats, None
     for k, block in enumerate(p.blocks):
-        p.launchers.sweep(chunk, block, p.logits, weights[k], store=store, gate=gate)
+        p.launchers.sweep(chunk, block, p.logits, weights[k], store=store, predicate=predicate)
     chunk.stats = stats
     return weights
 
@@ -57,16 +57,16 @@ def sweep_in_range(p: Problem, chunk: RowChunk, space, store: bool) -> list[Tens
 def one_pass(p: Problem, factor: float) -> tuple[Tensor, Gradients]:
     """(N,) losses, and the gradients of factor times their sum. 6 N M D operations."""
     size = p.launchers.plan_rows(p.anchor.shape[0], p.blocks, True, p.max_workspace_bytes)
-    space, g, losses = p.launchers.Workspace(size, p.blocks, True), Gradients.like(p, size, factor), []
+    workspace, g, losses = p.launchers.Workspace(size, p.blocks, True), Gradients.like(p, size, factor), []
     opened, sums = p.opened(), p.zero_sums()
     for rows in p.chunks(size):
         chunk = p.chunk(rows, opened, sums)
-        weights = sweep_in_range(p, chunk, space, True)
-        loss, share, inverse = p.launchers.close_rows(chunk)
-        g.add_chunk(p, rows, chunk, weights, share, inverse)
+        weights = sweep_in_range(p, chunk, workspace, True)
+        loss, one_minus_p, inverse = p.launchers.row_loss(chunk)
+        g.add_chunk(p, rows, chunk, weights, one_minus_p, inverse)
         p.finish_stats(chunk, loss)
         losses.append(loss)
-    del space, weights  # the largest memory of all, before the gradients take their last form
+    del workspace, weights  # the largest memory of all, before the gradients take their last form
     g.finish(p)
     return torch.cat(losses) if len(losses) > 1 else losses[0], g
 
@@ -97,35 +97,35 @@ def two_passes(p: Problem, factor: float) -> tuple[Tensor, Gradients]:
     backend can keep the dot products of the first pass within the workspace.
     """
     n = p.anchor.shape[0]
-    space = None
+    workspace = None
     if p.launchers.keeps_products(n, p.blocks, p.max_workspace_bytes):
-        space = p.launchers.Workspace(n, p.blocks, True)
-    saved = row_losses(p, True, space)
+        workspace = p.launchers.Workspace(n, p.blocks, True)
+    saved = row_losses(p, True, workspace)
     # By-products are complete after the first pass.
     upstream = torch.full((n,), factor, dtype=torch.float32, device=p.anchor.device)
-    g = row_gradients(replace(p, want_stats=False, stats=[]), saved, upstream, space)
+    g = row_gradients(replace(p, want_stats=False, stats=[]), saved, upstream, workspace)
     return (saved.row + saved.column) / 2, g
 
 
-def row_losses(p: Problem, symmetric: bool, space=None) -> RowLosses:
+def row_losses(p: Problem, symmetric: bool, workspace=None) -> RowLosses:
     """Losses without gradients. 2 N M D operations; 4 if `symmetric` and logits may leave the static shift's range.
 
-    `space`, a workspace for all rows at once, is left with the dot products.
+    `workspace`, a workspace for all rows at once, is left with the dot products.
     """
     opened, sums = p.opened(), p.zero_sums()
     exact = _exact_shifts(p, opened) if symmetric else None
     columns = _new_columns(p, opened[1], exact) if symmetric else None
     size, parts = p.anchor.shape[0], []
-    if space is None:
+    if workspace is None:
         size = p.launchers.plan_rows(size, p.blocks, False, p.max_workspace_bytes)
-        space = p.launchers.Workspace(size, p.blocks, False)
+        workspace = p.launchers.Workspace(size, p.blocks, False)
     for rows in p.chunks(size):
         chunk = p.chunk(rows, opened, sums, None if exact is None else exact[0])
         if symmetric:
-            sweep_blocks(p, chunk, space, False, columns)
+            sweep_blocks(p, chunk, workspace, False, columns)
         else:
-            sweep_in_range(p, chunk, space, False)
-        loss, _, inverse = p.launchers.close_rows(chunk)
+            sweep_in_range(p, chunk, workspace, False)
+        loss, _, inverse = p.launchers.row_loss(chunk)
         parts.append((loss, chunk.shift, inverse))
         p.finish_stats(chunk, loss)
     row = [torch.cat(part) for part in zip(*parts)]
@@ -137,17 +137,17 @@ def _exact_shifts(p: Problem, opened: Tensor) -> tuple[Tensor, Tensor] | None:
     """(N,) and (M,) shifts from exact maxima, or None where the static ones are known to do."""
     if p.always_in_range():
         return None
-    gate = p.out_of_range()
-    if not p.launchers.is_open(gate):
+    predicate = p.out_of_range()
+    if not p.launchers.must_launch(predicate):
         return None
     x_positive = opened[1]
     chunk = p.chunk(p.everything, opened, p.zero_sums())
-    largest = [p.launchers.largest_logits(chunk, block, p.logits, gate) for block in p.blocks]
+    largest = [p.launchers.largest_logits(chunk, block, p.logits, predicate) for block in p.blocks]
     row_max = torch.stack([x_positive, *[by_row for by_row, _ in largest]]).amax(0)
     column_max = largest[0][1].scatter_reduce(0, p.positive, x_positive, "amax")
     return (
-        torch.where(gate, row_max + SHIFT_DITHER, opened[2]),
-        torch.where(gate, column_max + SHIFT_DITHER, _static_column_shift(p, x_positive)),
+        torch.where(predicate, row_max + SHIFT_DITHER, opened[2]),
+        torch.where(predicate, column_max + SHIFT_DITHER, _static_column_shift(p, x_positive)),
     )
 
 
@@ -182,28 +182,28 @@ def _column_losses(p: Problem, columns: Columns, x_positive: Tensor) -> tuple[Te
     return loss, columns.shift, torch.where(z > 0, 1 / z, 0.0)
 
 
-def row_gradients(p: Problem, saved: RowLosses, upstream: Tensor, space=None) -> Gradients:
+def row_gradients(p: Problem, saved: RowLosses, upstream: Tensor, workspace=None) -> Gradients:
     """Gradients of sum_i upstream_i loss_i; loss is (row + column) / 2 if there are columns. 6 N M D operations; 4 with
-    a `space` that holds the dot products of all rows.
+    a `workspace` that holds the dot products of all rows.
     """
     upstream = upstream.to(torch.float32) * (0.5 if saved.symmetric else 1.0)
-    share = upstream * -torch.expm1(-saved.row)
+    one_minus_p = upstream * -torch.expm1(-saved.row)
     columns = None
     if saved.symmetric:
         height = p.at_positives(upstream)  # (M,) H_j
         columns = Columns(saved.column_shift, weight=height * saved.column_inverse)
-        share = share - upstream * torch.expm1(-saved.column)
+        one_minus_p = one_minus_p - upstream * torch.expm1(-saved.column)
         if not p.paired:
-            share = share - (p.of_positives(height) - upstream) * torch.exp(-saved.column)
+            one_minus_p = one_minus_p - (p.of_positives(height) - upstream) * torch.exp(-saved.column)
     weight = upstream * saved.inverse
-    ready, size = space is not None, p.anchor.shape[0]
-    if not ready:
+    dots_cached, size = workspace is not None, p.anchor.shape[0]
+    if not dots_cached:
         size = p.launchers.plan_rows(size, p.blocks, True, p.max_workspace_bytes)
-        space = p.launchers.Workspace(size, p.blocks, True)
+        workspace = p.launchers.Workspace(size, p.blocks, True)
     g, opened, sums = Gradients.like(p, size), p.opened(), p.zero_sums()
     for rows in p.chunks(size):
         chunk = p.chunk(rows, opened, sums, saved.shift, weight)
-        weights = sweep_blocks(p, chunk, space, True, columns, ready)
-        g.add_chunk(p, rows, chunk, weights, share[rows], None)
+        weights = sweep_blocks(p, chunk, workspace, True, columns, dots_cached)
+        g.add_chunk(p, rows, chunk, weights, one_minus_p[rows], None)
     g.finish(p)
     return g

@@ -4,8 +4,17 @@ autograd, no choice of backend.
 
 from .kmeans import assign, cluster_sums
 from .quadruplet import quadruplets, scale_gradients, step_rows
-from .rows import add_at, close_rows, finish_rows, inverse_norms, open_rows, pull_rows, scale_rows, scatter_rows
-from .sweep import all_pairs, is_open, largest_logits, sweep
+from .rows import (
+    add_at,
+    inverse_norms,
+    positive_gradient,
+    positive_logits,
+    project_gradient,
+    row_loss,
+    scale_rows,
+    scatter_rows,
+)
+from .sweep import all_pairs, largest_logits, must_launch, sweep
 from .topk_search import topk
 from .workspace import Workspace, accumulate_transposed, keeps_products, plan_rows, prepare, times_candidates
 
@@ -15,18 +24,18 @@ __all__ = [
     "add_at",
     "all_pairs",
     "assign",
-    "close_rows",
     "cluster_sums",
-    "finish_rows",
     "inverse_norms",
-    "is_open",
     "keeps_products",
     "largest_logits",
-    "open_rows",
+    "must_launch",
     "plan_rows",
+    "positive_gradient",
+    "positive_logits",
     "prepare",
-    "pull_rows",
+    "project_gradient",
     "quadruplets",
+    "row_loss",
     "scale_gradients",
     "scale_rows",
     "scatter_rows",

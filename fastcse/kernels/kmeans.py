@@ -13,7 +13,7 @@ from .configs import TileConfig, tile_config
 from .kmeans_assign import WIDTH, assign_kernel, persistent_assign_kernel, settle_kernel
 from .kmeans_split import Centroids, fitting, parts_of, prepare_centroids
 from .rows import inverse_norms
-from .tma import describable, multiprocessors
+from .tma import fits_descriptor, multiprocessors
 from .workspace import prepare
 
 COLUMNS = 128
@@ -44,7 +44,7 @@ def assign(points: Tensor, centroids: Tensor, wanted: int, metric: str) -> tuple
     x, c = prepare(points), prepare(centroids)
     n, d = x.shape
     distance = metric == "euclidean"
-    described = describable(x)
+    described = fits_descriptor(x)
     config = tile_config(x.dtype, d, "sums", x.device, described)
     config = fitting(config, parts_of(x.dtype, c.dtype, d), x.element_size())
     ready = prepare_centroids(c, x, distance, config)

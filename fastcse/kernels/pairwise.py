@@ -1,7 +1,7 @@
 """The sweep kernels: a tile of similarities becomes exponentials, their sums, and the weights of the gradient.
 
 ROW_* (N,) and COL_* (M,) are float32; what a form does not read may be anything. SCALARS float32 holds the inverse
-temperature and, where there is one, the gate. SUMS (2, tiles_m, N) receives each tile's sums of e and of e f: no
+temperature and, where there is one, the predicate. SUMS (2, tiles_m, N) receives each tile's sums of e and of e f: no
 atomics.
 """
 
@@ -94,7 +94,7 @@ def largest_kernel(
     BLOCK_D: tl.constexpr, GROUP: tl.constexpr, EVEN_D: tl.constexpr, RAISE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Largest logit of each row and column of a tile: BY_ROW (tiles_m, N), BY_COL (tiles_n, M). Returns at once where
-    the gate is shut.
+    the predicate is false.
     """
     if tl.load(SCALARS + 1) == 0:
         return

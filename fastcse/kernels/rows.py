@@ -37,7 +37,7 @@ def inverse_norms_kernel(X, SCALE, D, stride, shortest, BLOCK_D: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["N"])
-def open_rows_kernel(
+def positive_logits_kernel(
     A, C, A_SCALE, C_SCALE, INDEX, SCALARS, CEILING, OUT, N, D, stride_a, stride_c, margin, offset,
     F_POSITIVE: tl.constexpr, BY_ROW: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -55,8 +55,8 @@ def open_rows_kernel(
 
 
 @triton.jit(do_not_specialize=["N"], do_not_specialize_on_alignment=["SUM", "SHIFT", "LOGIT"])
-def close_rows_kernel(SUM, SHIFT, LOGIT, OUT, N, BLOCK: tl.constexpr):
-    """OUT (3, N) <- loss log(1 + e^t), share 1 / (1 + e^-t) and 1 / Z, with t = log(Zneg) + shift - logit."""
+def row_loss_kernel(SUM, SHIFT, LOGIT, OUT, N, BLOCK: tl.constexpr):
+    """OUT (3, N) <- loss log(1 + e^t), 1 - p = 1 / (1 + e^-t) and 1 / Z, with t = log(Zneg) + shift - logit."""
     offs_n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = offs_n < N
     total = tl.load(SUM + offs_n, mask=inside, other=1.0)
@@ -74,45 +74,45 @@ def close_rows_kernel(SUM, SHIFT, LOGIT, OUT, N, BLOCK: tl.constexpr):
 
 @triton.jit(
     do_not_specialize=["N", "by"],
-    do_not_specialize_on_alignment=["SHARE", "INVERSE", "SIMILARITY", "F_SUM", "A_SCALE", "INDEX"],
+    do_not_specialize_on_alignment=["ONE_MINUS_P", "INVERSE", "SIMILARITY", "F_SUM", "A_SCALE", "INDEX"],
 )
-def pull_rows_kernel(
-    SHARE, INVERSE, SIMILARITY, F_SUM, A_SCALE, C_SCALE, INDEX, SCALARS, OUT, N, margin, by, F_POSITIVE: tl.constexpr,
-    DF_POSITIVE: tl.constexpr, HAS_INVERSE: tl.constexpr, BLOCK: tl.constexpr,
+def positive_gradient_kernel(
+    ONE_MINUS_P, INVERSE, SIMILARITY, F_SUM, A_SCALE, C_SCALE, INDEX, SCALARS, OUT, N, margin, by,
+    F_POSITIVE: tl.constexpr, DF_POSITIVE: tl.constexpr, HAS_INVERSE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """OUT (3, N) <- factor of the weights' rows, pull at the positive, both times `by`, and part of the gradient of
+    """OUT (3, N) <- factor of the weights' rows, weight of the positive, both times `by`, and part of the gradient of
     1 / temperature."""
     offs_n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = offs_n < N
     s = tl.load(SIMILARITY + offs_n, mask=inside, other=0.0)
-    share = tl.load(SHARE + offs_n, mask=inside, other=0.0)
+    one_minus_p = tl.load(ONE_MINUS_P + offs_n, mask=inside, other=0.0)
     f_sum = tl.load(F_SUM + offs_n, mask=inside, other=0.0)
     factor = tl.load(A_SCALE + offs_n, mask=inside, other=0.0) * (tl.load(SCALARS) * by)
     column_scale = tl.load(C_SCALE + tl.load(INDEX + offs_n, mask=inside, other=0), mask=inside, other=0.0)
-    tl.store(OUT + N + offs_n, share * DF_POSITIVE(s, margin) * factor * column_scale, mask=inside)
+    tl.store(OUT + N + offs_n, one_minus_p * DF_POSITIVE(s, margin) * factor * column_scale, mask=inside)
     if HAS_INVERSE:
         inverse = tl.load(INVERSE + offs_n, mask=inside, other=0.0)
         factor = factor * inverse
         f_sum = f_sum * inverse
     tl.store(OUT + offs_n, factor, mask=inside)
-    tl.store(OUT + 2 * N + offs_n, f_sum - share * F_POSITIVE(s, margin), mask=inside)
+    tl.store(OUT + 2 * N + offs_n, f_sum - one_minus_p * F_POSITIVE(s, margin), mask=inside)
 
 
-@triton.jit(do_not_specialize=["pulled"], do_not_specialize_on_alignment=["SCALE", "FACTOR", "PULL", "INDEX"])
-def finish_rows_kernel(
-    G, X, C, SCALE, FACTOR, PULL, INDEX, OUT, D, pulled, stride_x, stride_c, HAS_FACTOR: tl.constexpr,
-    HAS_PULL: tl.constexpr, HAS_SCALE: tl.constexpr, BLOCK_D: tl.constexpr,
+@triton.jit(do_not_specialize=["weighted_rows"], do_not_specialize_on_alignment=["SCALE", "FACTOR", "WEIGHT", "INDEX"])
+def project_gradient_kernel(
+    G, X, C, SCALE, FACTOR, WEIGHT, INDEX, OUT, D, weighted_rows, stride_x, stride_c, HAS_FACTOR: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr, HAS_SCALE: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """OUT (N, D) <- factor g - pull c_index, less its part along x; G (N, D) float32, OUT the same or another. Rows
-    from `pulled` on have no pull."""
+    """OUT (N, D) <- factor g - weight c_index, less its part along x; G (N, D) float32, OUT the same or another. Rows
+    from `weighted_rows` on have no weight."""
     row = tl.program_id(0)
     offs_d = tl.arange(0, BLOCK_D)
     g = load_row(G, row, D, D, BLOCK_D)
     if HAS_FACTOR:
         g = g * tl.load(FACTOR + row)
-    if HAS_PULL:  # noqa: SIM102 - only this one is decided when compiling
-        if row < pulled:
-            g -= tl.load(PULL + row) * load_row(C, tl.load(INDEX + row), stride_c, D, BLOCK_D)
+    if HAS_WEIGHT:  # noqa: SIM102 - only this one is decided when compiling
+        if row < weighted_rows:
+            g -= tl.load(WEIGHT + row) * load_row(C, tl.load(INDEX + row), stride_c, D, BLOCK_D)
     if HAS_SCALE:
         x = load_row(X, row, stride_x, D, BLOCK_D)
         scale = tl.load(SCALE + row)
@@ -142,7 +142,7 @@ def inverse_norms(x: Tensor) -> Tensor:
     return scale
 
 
-def open_rows(
+def positive_logits(
     rows: Tensor, scale: Tensor, block: Block, index: Tensor, logits: Logits, ceiling: Tensor | float, offset: float
 ) -> Tensor:
     """(3, R): similarity and logit of each row's positive, and shift = max(logit, ceiling) + offset."""
@@ -151,7 +151,7 @@ def open_rows(
     by_row = isinstance(ceiling, Tensor)
     ceiling = ceiling.expand(n).contiguous() if by_row else ceiling
     c = block.rows
-    open_rows_kernel[(n,)](
+    positive_logits_kernel[(n,)](
         rows, c, scale, block.scale, index, logits.inv_temperature, ceiling, out, n, d, rows.stride(0), c.stride(0),
         logits.margin, offset, F_POSITIVE=device_fn(get(logits.transform).f_positive), BY_ROW=by_row,
         **launch_options(d),
@@ -159,52 +159,53 @@ def open_rows(
     return out
 
 
-def close_rows(chunk: RowChunk) -> Tensor:
-    """(3, R): loss, the positive's share 1 - p, and 1 / Z."""
+def row_loss(chunk: RowChunk) -> Tensor:
+    """(3, R): loss, 1 - p of the positive, and 1 / Z."""
     n = chunk.rows.shape[0]
     out = torch.empty(3, n, dtype=torch.float32, device=chunk.rows.device)
-    close_rows_kernel[(triton.cdiv(n, 256),)](chunk.sum, chunk.shift, chunk.logit, out, n, BLOCK=256)
+    row_loss_kernel[(triton.cdiv(n, 256),)](chunk.sum, chunk.shift, chunk.logit, out, n, BLOCK=256)
     return out
 
 
-def pull_rows(
-    chunk: RowChunk, block: Block, logits: Logits, share: Tensor, inverse: Tensor | None, by: float = 1.0
+def positive_gradient(
+    chunk: RowChunk, block: Block, logits: Logits, one_minus_p: Tensor, inverse: Tensor | None, by: float = 1.0
 ) -> Tensor:
-    """(3, R): factor of the weights' rows, pull at the positive, both times `by`, and part of the gradient of 1 /
+    """(3, R): factor of the weights' rows, weight of the positive, both times `by`, and part of the gradient of 1 /
     temperature."""
     n, transform = chunk.rows.shape[0], get(logits.transform)
     out = torch.empty(3, n, dtype=torch.float32, device=chunk.rows.device)
-    pull_rows_kernel[(triton.cdiv(n, 256),)](
-        share, share if inverse is None else inverse, chunk.similarity, chunk.f_sum, chunk.scale, block.scale,
-        chunk.positive, logits.inv_temperature, out, n, logits.margin, by,
+    positive_gradient_kernel[(triton.cdiv(n, 256),)](
+        one_minus_p, one_minus_p if inverse is None else inverse, chunk.similarity, chunk.f_sum, chunk.scale,
+        block.scale, chunk.positive, logits.inv_temperature, out, n, logits.margin, by,
         F_POSITIVE=device_fn(transform.f_positive), DF_POSITIVE=device_fn(transform.df_positive),
         HAS_INVERSE=inverse is not None, BLOCK=256,
     )  # fmt: skip
     return out
 
 
-def finish_rows(
+def project_gradient(
     out: Tensor,
     rows: Tensor,
     scale: Tensor | None,
     *,
     factor: Tensor | None = None,
-    pull: Tensor | None = None,
+    positive_weight: Tensor | None = None,
     others: Tensor | None = None,
     index: Tensor | None = None,
     into: Tensor | None = None,
 ) -> None:
-    """into_i <- factor_i out_i - pull_i others_{index_i}, less its part along rows_i where `scale` is given. One pass.
+    """into_i <- factor_i out_i - weight_i others_{index_i}, less its part along rows_i where `scale` is given.
 
-    `out` is float32; `into` is it, if None, or of the type wanted. Rows past the end of `pull` have none.
+    `out` is float32; `into` is it, if None, or of the type wanted. Rows past the end of `positive_weight` have none.
     """
     n, d = out.shape
     absent, others = out, rows if others is None else others
-    finish_rows_kernel[(n,)](
+    project_gradient_kernel[(n,)](
         out, rows, others, absent if scale is None else scale, absent if factor is None else factor,
-        absent if pull is None else pull, absent if index is None else index, out if into is None else into, d,
-        0 if pull is None else pull.shape[0], rows.stride(0), others.stride(0), HAS_FACTOR=factor is not None,
-        HAS_PULL=pull is not None, HAS_SCALE=scale is not None, **launch_options(d),
+        absent if positive_weight is None else positive_weight, absent if index is None else index,
+        out if into is None else into, d, 0 if positive_weight is None else positive_weight.shape[0], rows.stride(0),
+        others.stride(0), HAS_FACTOR=factor is not None, HAS_WEIGHT=positive_weight is not None,
+        HAS_SCALE=scale is not None, **launch_options(d),
     )  # fmt: skip
 
 
@@ -216,12 +217,12 @@ def scale_rows(rows: Tensor, factor: Tensor) -> Tensor:
     return out
 
 
-def scatter_rows(out: Tensor, rows: Tensor, pull: Tensor, index: Tensor, distinct: bool) -> None:
-    """out_{index_i} -= pull_i rows_i, in a fixed order. `distinct` says that index_i = i."""
-    if distinct:
-        finish_rows(out[: rows.shape[0]], rows, None, pull=pull, index=index)
+def scatter_rows(out: Tensor, rows: Tensor, positive_weight: Tensor, index: Tensor, index_is_arange: bool) -> None:
+    """out_{index_i} -= weight_i rows_i, in a fixed order. `index_is_arange` says that index_i = i."""
+    if index_is_arange:
+        project_gradient(out[: rows.shape[0]], rows, None, positive_weight=positive_weight, index=index)
     else:
-        add_at(out, index, rows.to(torch.float32) * -pull[:, None])
+        add_at(out, index, rows.to(torch.float32) * -positive_weight[:, None])
 
 
 def add_at(out: Tensor, index: Tensor, values: Tensor) -> Tensor:

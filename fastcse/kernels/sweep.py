@@ -15,7 +15,7 @@ from ..transforms import get
 from .configs import TileConfig, narrow, plain, tile_config
 from .pairwise import largest_kernel, persistent_sweep_kernel, similarity_kernel, sweep_kernel
 from .tile import device_fn
-from .tma import describable, multiprocessors
+from .tma import fits_descriptor, multiprocessors
 
 ROWS, TILES = 32, 64
 
@@ -68,11 +68,13 @@ def _grid(n: int, m: int, config: TileConfig) -> tuple[int, tuple[int, int]]:
     return tiles[0] * tiles[1], tiles
 
 
-def _operands(chunk: RowChunk, block: Block, logits: Logits, gate: Tensor | None, columns: Columns | None) -> tuple:
+def _operands(
+    chunk: RowChunk, block: Block, logits: Logits, predicate: Tensor | None, columns: Columns | None
+) -> tuple:
     """Arrays in the order of the kernels' parameters, up to COL_ID; in the place of an absent one stands another."""
     scalars = logits.inv_temperature
-    if gate is not None:
-        scalars = torch.stack([scalars, gate.to(torch.float32)])
+    if predicate is not None:
+        scalars = torch.stack([scalars, predicate.to(torch.float32)])
     shift = block.bias if columns is None else columns.shift
     height = block.bias if columns is None or columns.weight is None else columns.weight
     own = chunk.positive if block.holds_positives or chunk.own is None else chunk.own
@@ -100,12 +102,12 @@ def sweep(
     *,
     store: bool,
     columns: Columns | None = None,
-    gate: Tensor | None = None,
+    predicate: Tensor | None = None,
 ) -> None:
     """Sums of exponentials over one block into `chunk`; with `store`, gradient weights into `weights` (R, M); with
     `columns`, column sums too.
 
-    `gate` (0-dim bool) False: the programs return at once; the host never reads it.
+    `predicate` (0-dim bool) False: the programs return at once; the host never reads it.
     """
     n, m = chunk.rows.shape[0], block.rows.shape[0]
     # Only a learned temperature asks for the sums of e f.
@@ -117,13 +119,13 @@ def sweep(
     tiles = _grid(n, m, config)[1]
     new = {"dtype": torch.float32, "device": chunk.rows.device}
     # Zeros only where programs may return without writing.
-    sums = torch.zeros(2, tiles[1], n, **new) if gate is not None else torch.empty(2, tiles[1], n, **new)
+    sums = torch.zeros(2, tiles[1], n, **new) if predicate is not None else torch.empty(2, tiles[1], n, **new)
     col_sums = torch.empty(tiles[0], m, **new) if both and not store else sums
     slots = tiles[1] * config.parts
     stats_f = torch.empty(3, slots, n, **new) if stats else sums
     stats_i = torch.empty(slots, n, dtype=torch.int32, device=sums.device) if stats else sums
-    operands = (*_operands(chunk, block, logits, gate, columns), weights, sums, col_sums, stats_f, stats_i)
-    _launch_sweep(config, operands, block, logits, {**options, "GATED": gate is not None})
+    operands = (*_operands(chunk, block, logits, predicate, columns), weights, sums, col_sums, stats_f, stats_i)
+    _launch_sweep(config, operands, block, logits, {**options, "GATED": predicate is not None})
     if stats:
         _merge_stats(chunk, stats_f, stats_i)
     if both and not store:
@@ -133,7 +135,7 @@ def sweep(
 
 
 def _sweep_config(a: Tensor, c: Tensor, kind: str) -> TileConfig:
-    return tile_config(a.dtype, a.shape[1], kind, a.device, describable(a) and describable(c))
+    return tile_config(a.dtype, a.shape[1], kind, a.device, fits_descriptor(a) and fits_descriptor(c))
 
 
 def _launch_sweep(config: TileConfig, operands: tuple, block: Block, logits: Logits, options: dict) -> None:
@@ -177,9 +179,9 @@ def _merge_stats(chunk: RowChunk, stats_f: Tensor, stats_i: Tensor) -> None:
     stats.hardest = torch.where(better, hardest, stats.hardest)
 
 
-def largest_logits(chunk: RowChunk, block: Block, logits: Logits, gate: Tensor) -> tuple[Tensor, Tensor]:
-    """(R,) and (M,) largest logit of each row and column over the negatives that take part; -inf where the gate is
-    shut.
+def largest_logits(chunk: RowChunk, block: Block, logits: Logits, predicate: Tensor) -> tuple[Tensor, Tensor]:
+    """(R,) and (M,) largest logit of each row and column over the negatives that take part; -inf where the predicate is
+    false.
     """
     n, m, d = *chunk.rows.shape[:1], *block.rows.shape
     config = narrow(plain(_sweep_config(chunk.rows, block.rows, "sums"), chunk.rows.dtype))
@@ -188,14 +190,14 @@ def largest_logits(chunk: RowChunk, block: Block, logits: Logits, gate: Tensor) 
     by_row = torch.full((tiles[1], n), -torch.inf, device=chunk.rows.device)
     by_column = torch.full((tiles[0], m), -torch.inf, device=chunk.rows.device)
     sizes = (n, m, d, chunk.rows.stride(0), block.rows.stride(0), logits.margin, block.own_log_weight)
-    operands = _operands(chunk, block, logits, gate, None)
+    operands = _operands(chunk, block, logits, predicate, None)
     largest_kernel[(grid,)](*operands, by_row, by_column, *sizes, F=f, **_options(chunk, block), **meta)
     return by_row.amax(0), by_column.amax(0)
 
 
-def is_open(gate: Tensor) -> bool:
-    """Whether work behind `gate` must be launched: always, since kernels look at the gate themselves and reading it
-    here would stall the GPU.
+def must_launch(predicate: Tensor) -> bool:
+    """Whether work behind `predicate` must be launched: always, since kernels read it themselves and reading it here
+    would stall the GPU.
     """
     return True
 

@@ -8,7 +8,7 @@ from torch import Tensor
 INTERPRETED_PROGRAMS = 3  # of a few tiles: each walks over several
 
 
-def describable(x: Tensor) -> bool:
+def fits_descriptor(x: Tensor) -> bool:
     """Whether tensor descriptors can describe these rows: 16-byte steps and start, no row within another."""
     step = x.stride(0) * x.itemsize
     return x.data_ptr() % 16 == 0 and step % 16 == 0 and x.stride(0) >= x.shape[1] and x.shape[0] > 0

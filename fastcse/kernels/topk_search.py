@@ -21,7 +21,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from ..operands import TopKQuery
 from .configs import TileConfig, tile_config
 from .rows import inverse_norms
-from .tma import describable, multiprocessors
+from .tma import fits_descriptor, multiprocessors
 from .topk_scores import PART, persistent_scores_kernel, scores_kernel, span_of
 from .topk_select import can_select, select
 
@@ -176,7 +176,7 @@ def _scores(q: TopKQuery, o: Operands, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _config(a: Tensor, c: Tensor, half: bool) -> TileConfig:
-    described = a.dtype == c.dtype and describable(a) and describable(c)
+    described = a.dtype == c.dtype and fits_descriptor(a) and fits_descriptor(c)
     kind = "sums" if described else "busy"
     config = tile_config(torch.bfloat16 if half else torch.float32, c.shape[1], kind, a.device, described)
     return config._replace(block_m=max(config.block_m, span_of(c.shape[0])))

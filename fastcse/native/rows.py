@@ -41,7 +41,7 @@ def inv_temperature(logits: Logits) -> float:
     return float(logits.inv_temperature) if value is None else value
 
 
-def open_rows(
+def positive_logits(
     rows: Tensor, scale: Tensor, block: Block, index: Tensor, logits: Logits, ceiling: Tensor | float, offset: float
 ) -> Tensor:
     """(3, R): similarity and logit of each row's positive, and shift = max(logit, ceiling) + offset."""
@@ -57,24 +57,24 @@ def open_rows(
     return out
 
 
-def close_rows(chunk: RowChunk) -> Tensor:
-    """(3, R): loss, the positive's share 1 - p, and 1 / Z."""
+def row_loss(chunk: RowChunk) -> Tensor:
+    """(3, R): loss, 1 - p of the positive, and 1 / Z."""
     n = chunk.rows.shape[0]
     out = empty(3, n)
     _C.close_rows(address(chunk.sum), address(chunk.shift), address(chunk.logit), n, address(out))
     return out
 
 
-def pull_rows(
-    chunk: RowChunk, block: Block, logits: Logits, share: Tensor, inverse: Tensor | None, by: float = 1.0
+def positive_gradient(
+    chunk: RowChunk, block: Block, logits: Logits, one_minus_p: Tensor, inverse: Tensor | None, by: float = 1.0
 ) -> Tensor:
-    """(3, R): factor of the weights' rows, pull between a row and its positive, both times `by`, and part of the
-    gradient of 1 / temperature.
+    """(3, R): factor of the weights' rows, weight of the positive, both times `by`, and part of the gradient
+    of 1 / temperature.
     """
     n = chunk.rows.shape[0]
     out = empty(3, n)
     _C.pull_rows(
-        logits.transform, address(share), address(inverse), address(chunk.similarity), address(chunk.f_sum),
+        logits.transform, address(one_minus_p), address(inverse), address(chunk.similarity), address(chunk.f_sum),
         address(chunk.scale), address(block.scale), address(chunk.positive), n,
         inv_temperature(logits) * by, logits.margin, address(out),
     )  # fmt: skip
@@ -100,39 +100,40 @@ def scale_rows(rows: Tensor, factor: Tensor) -> Tensor:
     return rows * factor[:, None]
 
 
-def finish_rows(
+def project_gradient(
     out: Tensor,
     rows: Tensor,
     scale: Tensor | None,
     *,
     factor: Tensor | None = None,
-    pull: Tensor | None = None,
+    positive_weight: Tensor | None = None,
     others: Tensor | None = None,
     index: Tensor | None = None,
     into: Tensor | None = None,
 ) -> None:
-    """into_i <- factor_i out_i - pull_i others_{index_i}, less its part along rows_i where `scale` is given. One pass.
+    """into_i <- factor_i out_i - weight_i others_{index_i}, less its part along rows_i where `scale` is given.
 
-    `out` is float32, and changed; `into` is it, if None, or of the type wanted. Rows past the end of `pull` have none.
+    `out` is float32, and changed; `into` is it, if None, or of the type wanted. Rows past the end of
+    `positive_weight` have none.
     """
-    pulled = out.shape[0] if pull is None else pull.shape[0]
-    for first, last, i in ((0, pulled, index), (pulled, out.shape[0], None)):
+    weighted_rows = out.shape[0] if positive_weight is None else positive_weight.shape[0]
+    for first, last, i in ((0, weighted_rows, index), (weighted_rows, out.shape[0], None)):
         if first == last:
             continue
         _C.finish_rows(
-            address(out[first:]), last - first, out.shape[1], address(factor, first), address(pull), address(others),
-            0 if others is None else _stride(others), address(i), address(rows[first:]), _stride(rows),
+            address(out[first:]), last - first, out.shape[1], address(factor, first), address(positive_weight),
+            address(others), 0 if others is None else _stride(others), address(i), address(rows[first:]), _stride(rows),
             address(scale, first), torch.get_num_threads(),
         )  # fmt: skip
     if into is not None and address(into) != address(out):
         into.copy_(out)
 
 
-def scatter_rows(out: Tensor, rows: Tensor, pull: Tensor, index: Tensor, distinct: bool) -> None:
-    """out_{index_i} -= pull_i rows_i, in a fixed order."""
+def scatter_rows(out: Tensor, rows: Tensor, positive_weight: Tensor, index: Tensor, index_is_arange: bool) -> None:
+    """out_{index_i} -= weight_i rows_i, in a fixed order."""
     _C.scatter_rows(
-        address(out), out.shape[1], address(rows), _stride(rows), address(pull), address(index),
-        rows.shape[0], distinct,
+        address(out), out.shape[1], address(rows), _stride(rows), address(positive_weight), address(index),
+        rows.shape[0], index_is_arange,
         torch.get_num_threads(),
     )  # fmt: skip
 

@@ -98,14 +98,14 @@ def sweep(
     *,
     store: bool,
     columns: Columns | None = None,
-    gate: Tensor | None = None,
-    ready: bool = False,
+    predicate: Tensor | None = None,
+    dots_cached: bool = False,
 ) -> None:
     """Sums of exponentials over one block into `chunk`; with `store`, gradient weights into `weights` (R, M); with
     `columns`, column sums too.
 
-    `gate` (0-dim bool) False: nothing is done. Here the caller has looked at it already. Without `store`, `weights` as
-    wide as the block are left with the dot products; `ready`: they hold them.
+    `predicate` (0-dim bool) False: nothing is done; here the caller has read it already. Without `store`, `weights`
+    as wide as the block are left with the dot products; `dots_cached`: they hold them.
     """
     fields = _fields(chunk, block, logits, columns, store)
     rows, m = chunk.rows.shape[0], block.rows.shape[0]
@@ -113,7 +113,7 @@ def sweep(
     for first in range(0, m, TILE_COLS):
         last = min(first + TILE_COLS, m)
         tile = weights[:, first:last] if weights.shape[1] == m else weights[:, : last - first]
-        if not ready:
+        if not dots_cached:
             torch.mm(chunk.rows, block.rows[first:last].T, out=tile)
         fields |= {
             "dot": address(tile), "stride": weights.stride(0), "cols": last - first, "first_col": first,
@@ -142,12 +142,12 @@ def accumulate_transposed(out: Tensor, weights: Tensor, rows: Tensor, accumulate
     torch.addmm(out, weights.T, rows, beta=1 if accumulate else 0, out=out)
 
 
-def is_open(gate: Tensor) -> bool:
-    """Whether work behind `gate` must be launched. Reading it costs nothing on the CPU."""
-    return bool(gate)
+def must_launch(predicate: Tensor) -> bool:
+    """Whether work behind `predicate` must be launched. Reading it costs nothing on the CPU."""
+    return bool(predicate)
 
 
-def largest_logits(chunk: RowChunk, block: Block, logits: Logits, gate: Tensor) -> tuple[Tensor, Tensor]:
+def largest_logits(chunk: RowChunk, block: Block, logits: Logits, predicate: Tensor) -> tuple[Tensor, Tensor]:
     """(R,) and (M,) largest logit of each row and column over the negatives that take part. Rare: plain torch, tile
     by tile.
     """

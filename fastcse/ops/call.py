@@ -64,7 +64,7 @@ class Sweep(NamedTuple):
         return made[0], drows, *no_lists, None, None, None, dinv, *[None] * 8
 
 
-def mean_fits(rows: Tensor) -> bool:
+def mean_gradient_fits(rows: Tensor) -> bool:
     """Whether gradients may be made of a mean. Of a large batch float16 cannot hold them, and a loss scale, which comes
     with the upstream gradient, is too late: they are made of the sum then, and divided with it."""
     return rows.dtype != torch.float16
@@ -138,7 +138,7 @@ def fake_gradients(call: Sweep) -> list[Tensor]:
     return [call.anchor.new_empty(call.anchor.shape), dinv, *drows]
 
 
-def refuse_twice(ctx, *grads):
+def no_double_backward(ctx, *grads):
     """The backward of every backward op."""
     raise RuntimeError(TWICE)
 

@@ -76,7 +76,7 @@ def forward(
     for g, x, scale in ((da, a, a_scale), (dc, c, c_scale)):
         if g is not None:
             g *= scale[:, None]
-            b.finish_rows(g, x, scale)
+            b.project_gradient(g, x, scale)
     made = [anchor.new_empty(0) if g is None else g.to(anchor.dtype) for g in (da, dc)]
     return [total.float(), pairs, *made]
 

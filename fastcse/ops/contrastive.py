@@ -13,8 +13,8 @@ from .call import (
     fake_gradients,
     fake_stats,
     gradients_of,
+    no_double_backward,
     problem,
-    refuse_twice,
     save_nothing,
     stats_of,
 )
@@ -146,5 +146,5 @@ def _rows_backward(ctx, grads):
 
 contrastive_mean.register_autograd(_mean_backward, setup_context=_mean_setup)
 contrastive_rows.register_autograd(_rows_backward, setup_context=_rows_setup)
-contrastive_rows_backward.register_autograd(refuse_twice, setup_context=save_nothing)
-scale_gradients.register_autograd(refuse_twice, setup_context=save_nothing)
+contrastive_rows_backward.register_autograd(no_double_backward, setup_context=save_nothing)
+scale_gradients.register_autograd(no_double_backward, setup_context=save_nothing)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .call import Sweep, mean_fits, refuse_twice
+from .call import Sweep, mean_gradient_fits, no_double_backward
 from .contrastive import (
     SAVED,
     contrastive_mean,
@@ -23,14 +23,14 @@ from .contrastive import (
 from .dispatch import launchers
 
 
-class _Once(torch.autograd.Function):
+class _FirstDerivative(torch.autograd.Function):
     """A first derivative that says clearly that there is no second one."""
 
     @staticmethod
     def forward(ctx, gradient, *inputs):
         return gradient.view_as(gradient)
 
-    backward = staticmethod(refuse_twice)
+    backward = staticmethod(no_double_backward)
 
 
 def first_derivatives(made: list[Tensor], inputs: tuple[Tensor, ...], needed: list[bool]) -> list[Tensor | None]:
@@ -38,7 +38,7 @@ def first_derivatives(made: list[Tensor], inputs: tuple[Tensor, ...], needed: li
     kept = [g if wanted else None for g, wanted in zip(made, needed)]
     if not torch.is_grad_enabled():  # only create_graph=True makes a backward pass run with gradients
         return kept
-    return [g if g is None else _Once.apply(g, *inputs) for g in kept]
+    return [g if g is None else _FirstDerivative.apply(g, *inputs) for g in kept]
 
 
 def _graph_inputs(call: Sweep, rows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -90,15 +90,15 @@ class _Rows(torch.autograd.Function):
         return (None, None, *first_derivatives(made, _graph_inputs(call, inputs), needed))
 
 
-def traced(anchor: Tensor) -> bool:
+def is_tracing(anchor: Tensor) -> bool:
     """Whether somebody looks on for whom an op must be registered: torch.compile, or a subclass of Tensor."""
     return torch.compiler.is_compiling() or type(anchor) not in (Tensor, torch.nn.Parameter)
 
 
 def total(call: Sweep, symmetric: bool, mean: bool) -> Sequence[Tensor]:
     """[mean or sum of the row losses, *stats], differentiable."""
-    inside = mean and mean_fits(call.anchor)
-    if traced(call.anchor):
+    inside = mean and mean_gradient_fits(call.anchor)
+    if is_tracing(call.anchor):
         value, *stats = contrastive_mean(*call, symmetric, inside)[: 1 + call.stats]
     else:
         value, *stats = _Mean.apply(call, (symmetric, inside), call.anchor, call.inv_temperature, *call.rows)
@@ -107,7 +107,7 @@ def total(call: Sweep, symmetric: bool, mean: bool) -> Sequence[Tensor]:
 
 def rows(call: Sweep, symmetric: bool) -> Sequence[Tensor]:
     """[(N,) losses, *stats], differentiable."""
-    if traced(call.anchor):
+    if is_tracing(call.anchor):
         loss, *rest = contrastive_rows(*call, symmetric)
         return [loss, *rest[SAVED:]]
     return _Rows.apply(call, symmetric, call.anchor, call.inv_temperature, *call.rows)

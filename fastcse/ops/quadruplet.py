@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.library import custom_op
 
 from ..operands import Quadruplets, Slope
-from .call import mean_fits, refuse_twice, save_nothing
+from .call import mean_gradient_fits, no_double_backward, save_nothing
 from .checks import check_index
 from .contrastive import scale_gradients
 from .dispatch import launchers, record
-from .eager import first_derivatives, traced
+from .eager import first_derivatives, is_tracing
 
 SCHEMA = (
     "Tensor anchor, Tensor positive, Tensor batch_negative, Tensor corpus_negative, Tensor? index, float[] weights, "
@@ -154,7 +154,7 @@ def _rows_backward(ctx, grads):
 
 quadruplet_mean.register_autograd(_mean_backward, setup_context=_mean_setup)
 quadruplet_rows.register_autograd(_rows_backward, setup_context=_rows_setup)
-quadruplet_rows_backward.register_autograd(refuse_twice, setup_context=save_nothing)
+quadruplet_rows_backward.register_autograd(no_double_backward, setup_context=save_nothing)
 
 
 class _Mean(torch.autograd.Function):
@@ -197,8 +197,8 @@ class _Rows(torch.autograd.Function):
 
 def total(call: QuadrupletCall, weight: float, mean: bool) -> tuple[Tensor, Tensor, Tensor]:
     """weight times the sum or mean of the losses, differentiable, the (N,) losses, and the (3, N) similarities."""
-    wanted, inside = [x.requires_grad for x in call.rows], mean and mean_fits(call.anchor)
-    if traced(call.anchor):
+    wanted, inside = [x.requires_grad for x in call.rows], mean and mean_gradient_fits(call.anchor)
+    if is_tracing(call.anchor):
         value, loss, similarity, *_ = quadruplet_mean(*call, weight, inside, wanted)
         loss, similarity = loss.detach(), similarity.detach()
     else:
@@ -208,7 +208,7 @@ def total(call: QuadrupletCall, weight: float, mean: bool) -> tuple[Tensor, Tens
 
 def rows(call: QuadrupletCall) -> tuple[Tensor, Tensor]:
     """(N,) losses, differentiable, and the (3, N) similarities."""
-    if traced(call.anchor):
+    if is_tracing(call.anchor):
         loss, similarity = quadruplet_rows(*call)
         return loss, similarity.detach()
     return _Rows.apply(call, *call.rows)

@@ -8,7 +8,7 @@ from torch.library import custom_op
 
 from .. import reference
 from . import checks
-from .call import refuse_twice, save_nothing
+from .call import no_double_backward, save_nothing
 from .dispatch import choose_backend, launchers, record
 
 
@@ -42,8 +42,8 @@ def similarity_backward(
     a_scale, c_scale = b.inverse_norms(a), b.inverse_norms(c)
     da = (upstream * c_scale) @ c.float() * a_scale[:, None]
     dc = (upstream * a_scale[:, None]).T @ a.float() * c_scale[:, None]
-    b.finish_rows(da, a, a_scale)
-    b.finish_rows(dc, c, c_scale)
+    b.project_gradient(da, a, a_scale)
+    b.project_gradient(dc, c, c_scale)
     return [da.to(anchor.dtype), dc.to(anchor.dtype)]
 
 
@@ -62,7 +62,7 @@ def _backward(ctx, upstream):
     return danchor, dcandidate, None, None
 
 
-similarity_backward.register_autograd(refuse_twice, setup_context=save_nothing)
+similarity_backward.register_autograd(no_double_backward, setup_context=save_nothing)
 similarity_op.register_autograd(_backward, setup_context=_setup)
 
 
