@@ -139,9 +139,9 @@ FAULTS = [Fault(*row) for row in (
     # integrations
     ("integrations-accumulation", "return loss / self.steps if torch.is_grad_enabled() else loss", "return loss",
      "test_integrations_hf_trainer"),
-    ("integrations-gist-bar", "~(guided > bar)", "~(guided >= bar)", "test_integrations_gist"),
+    ("integrations-gist-bar", "~(guided > bar)", "~(guided >= bar)", "test_integrations_sentence_transformers"),
     ("integrations-hardness", "r.log_sum(c.query, blocks, c.own, r.scale + r.hardness)",
-     "r.log_sum(c.query, blocks, c.own, r.scale)", "test_integrations_multiple_negatives"),
+     "r.log_sum(c.query, blocks, c.own, r.scale)", "test_integrations_sentence_transformers -k pair_of_options"),
     # commands and benchmarks
     ("cli-exit-code", "raise typer.Exit(2) from None", "raise typer.Exit(0) from None", "test_cli"),
     ("files-not-atomic", "os.fsync(file.fileno())\n        os.replace(part, path)",

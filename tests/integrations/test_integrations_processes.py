@@ -8,7 +8,7 @@ import torch
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 from sentence_transformers.sentence_transformer import losses as peer
-from test_integrations_gist import by_hand as gist_by_hand
+from test_integrations_sentence_transformers import guided_by_hand
 from torch import distributed as dist
 
 from fastcse.distributed import gather_equal_rows
@@ -121,7 +121,7 @@ def test_ranking_is_the_whole_batchs_and_the_peers(ranks, name):
 def test_gist_is_the_whole_batchs(ranks, name):
     anchors, positives = CONTRASTED[name]
     options = {**GUIDED, "contrast_anchors": anchors, "contrast_positives": positives}
-    assert_whole(ranks, ("gist", name), lambda leaves: gist_by_hand(leaves, list(whole()[1]), options))
+    assert_whole(ranks, ("gist", name), lambda leaves: guided_by_hand(leaves, list(whole()[1]), options))
 
 
 @pytest.mark.parametrize(("local", "grad"), CLIP)
