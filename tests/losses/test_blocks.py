@@ -185,6 +185,7 @@ def test_large_log_weights_neither_overflow_nor_vanish(run, weight):
         assert_rule(case, run(case, reduction=reduction), reduction=reduction)
 
 
+@pytest.mark.interpreted
 @every_direction
 def test_equal_ids_are_left_out_unless_they_are_the_positive(run, symmetric):
     # Candidate 1 repeats anchor 0's text; anchor 0's own positive carries the same id and stays.

@@ -118,6 +118,7 @@ def test_a_tie_with_a_block_is_not_a_hit(run):
     assert (stats.hardest_similarity == 0).all()
 
 
+@pytest.mark.interpreted
 def test_ties_go_to_the_lowest_column_across_tiles(run):
     anchor = torch.eye(3)
     candidate = torch.zeros(300, 3)

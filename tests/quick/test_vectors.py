@@ -119,6 +119,7 @@ def test_gradient_by_similarity(run, options, ds):
     close(got.danchor, ds)
 
 
+@pytest.mark.interpreted_by_value
 @pytest.mark.parametrize(("options", "dz1", "dz2"), DZ)
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_gradient_by_views(run, options, dz1, dz2, reduction):
