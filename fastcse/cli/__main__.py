@@ -1,5 +1,5 @@
 """`python -m fastcse.cli`, the same as `fastcse`."""
 
-from .commands import main
+from . import main
 
 main()

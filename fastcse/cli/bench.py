@@ -19,7 +19,7 @@ from ..options import build, check, either, leaves, option, sweep
 from .console import INTERRUPTED, Json, fail, quiet_stdout, show
 from .options import command
 
-bench = typer.Typer()  # the commands of `fastcse.cli.commands.BenchGroup`
+bench = typer.Typer()  # the commands of `fastcse.cli.BenchGroup`
 # Steps without a cache run only where they fit into this share of the memory that is free when the command starts.
 USUAL_SHARE = 0.5
 DOCSTRINGS = "docstrings' first lines"

@@ -7,12 +7,14 @@ import functools
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console, RenderableType
+from rich.markup import escape
+from rich.table import Table
 
 from ..errors import InputError, OptionError, RunError
 
@@ -21,8 +23,6 @@ EXTRAS = {
     "scipy": "train", "matplotlib": "train", "tqdm": "train", "huggingface_hub": "train", "faiss": "mining",
 }  # fmt: skip
 INTERRUPTED = 130  # the shell's code for Ctrl-C
-
-
 BINARY = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 
@@ -47,18 +47,7 @@ def real(text: str) -> float:
         raise typer.BadParameter(f"{text!r} is not a number") from None
 
 
-def whole_option(help: str, **more: Any) -> Any:
-    return typer.Option(parser=whole, metavar="INT", help=help, **more)
-
-
-def real_option(help: str, **more: Any) -> Any:
-    return typer.Option(parser=real, metavar="FLOAT", help=help, **more)
-
-
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on stdout.")]
-Backend = Annotated[
-    str | None, typer.Option(metavar="NAME", help="triton, cpp or reference; by default the fastest that runs.")
-]
 
 
 def fail(message: str) -> None:
@@ -80,9 +69,8 @@ def one_sentence_errors(command: Callable) -> Callable:
         except ModuleNotFoundError as error:
             if error.name not in EXTRAS:
                 raise
-            fail(
-                f"this command needs {error.name}, which is not installed: pip install 'fastcse[{EXTRAS[error.name]}]'"
-            )
+            extra = f"pip install 'fastcse[{EXTRAS[error.name]}]'"
+            fail(f"this command needs {error.name}, which is not installed: {extra}")
         except RunError as error:
             fail(str(error))
             raise typer.Exit(1) from None
@@ -116,6 +104,31 @@ def show(result: dict[str, Any], as_json: bool, *pictures: RenderableType) -> No
     console = Console()
     for picture in pictures:
         console.print(picture)
+
+
+def table(
+    title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], totals: Iterable[Iterable[str]] = ()
+) -> Table:
+    """Rows of cells in rich's markup, totals below a line. A column whose name begins with ">" is justified right."""
+    made = Table(title=title, title_justify="left", show_header=any(columns))
+    for name in columns:
+        made.add_column(name.removeprefix(">"), justify="right" if name.startswith(">") else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    made.add_section()
+    for row in totals:
+        made.add_row(*row)
+    return made
+
+
+def facts(rows: Iterable[tuple[str, str]], title: str | None = None) -> Table:
+    """Names and values, both plain text."""
+    made = Table(title=title, title_justify="left", show_header=False, box=None)
+    made.add_column(style="bold")
+    made.add_column(overflow="fold")
+    for name, value in rows:
+        made.add_row(escape(name), escape(value))
+    return made
 
 
 def shown(value: float | None, digits: int = 2) -> str:

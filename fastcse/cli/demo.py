@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Group
-from rich.table import Table
 
 from ..ops.dispatch import check_backend
 from ..options import build, check, option
-from .console import Json, quiet_stdout, show, shown
+from .console import Json, facts, quiet_stdout, show, shown, table
 from .options import command
 
 HIGHER, LOWER = "higher is better", "lower is better"
@@ -54,37 +53,30 @@ def demo(given: dict[str, Any], as_json: Json = False) -> None:
     show(report, as_json, _tables(report))
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
-    for column in columns:
-        table.add_column(column, justify="right")
-    return table
-
-
 def _tables(report: dict[str, Any]) -> Group:
     data, cost, training = report["data"], report["cost"], report["training"]
     title = f"{data['held_out']:,} held-out docstrings: find the text of a summary line"
-    scores = _table(title, "before", "after", "change")
+    scores = []
     for name, (label, better) in SCORES.items():
         before, after = report["before"][name], report["after"][name]
         colour = "green" if (after > before) == (better == HIGHER) else "red"
         change = f"[{colour}]{after - before:+.4f}[/]"
-        scores.add_row(f"{label} [dim]({better})[/]", shown(before, 4), shown(after, 4), change)
-    title = f"focal loss, forward and backward, N = {cost['rows']}, D = {cost['width']}, float32, {cost['device']}"
-    costs = _table(title, "fused", "eager", "eager / fused")
+        scores.append((f"{label} [dim]({better})[/]", shown(before, 4), shown(after, 4), change))
+    costs = []
     for label, name, unit in (("time", "ms", "ms"), ("memory beyond inputs and gradients", "mib", "MiB")):
         fused, eager = cost[f"fused_{name}"], cost[f"eager_{name}"]
         ratio = f"{eager / fused:.1f} x" if fused and eager else "-"
-        costs.add_row(label, f"{shown(fused, 1)} {unit}", f"{shown(eager, 1)} {unit}", ratio)
-    facts = Table(show_header=False, box=None)
-    facts.add_column(style="bold")
-    for name, value in (
-        ("backend", str(report["backend"])),
-        ("trained on", f"{data['train']:,} pairs, {len(training['step'])} steps of {report['options']['batch_size']}"),
-        ("loss", f"{training['loss'][0]:.4f} first, {training['loss'][-1]:.4f} last"),
-        ("time", f"{report['seconds']:.0f} s"),
-        ("written", ", ".join(report["files"].values())),
-    ):
-        facts.add_row(name, value)
-    return Group(scores, costs, facts)
+        costs.append((label, f"{shown(fused, 1)} {unit}", f"{shown(eager, 1)} {unit}", ratio))
+    where = f"N = {cost['rows']}, D = {cost['width']}, float32, {cost['device']}"
+    about = {
+        "backend": str(report["backend"]),
+        "trained on": f"{data['train']:,} pairs, {len(training['step'])} steps of {report['options']['batch_size']}",
+        "loss": f"{training['loss'][0]:.4f} first, {training['loss'][-1]:.4f} last",
+        "time": f"{report['seconds']:.0f} s",
+        "written": ", ".join(report["files"].values()),
+    }
+    return Group(
+        table(title, ("", ">before", ">after", ">change"), scores),
+        table(f"focal loss, forward and backward, {where}", ("", ">fused", ">eager", ">eager / fused"), costs),
+        facts(about.items()),
+    )

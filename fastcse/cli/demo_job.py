@@ -21,7 +21,7 @@ from ..bench.loss import LossCase
 from ..bench.measure import measure
 from ..bench.peers import PEERS
 from ..errors import InputError
-from ..evaluation.retrieval import evaluate_retrieval
+from ..evaluation.evaluators import evaluate_retrieval
 from ..files import write_json
 from ..integrations.sentence_transformers import FusedContrastiveLoss
 from ..training.encoders import load_encoder

@@ -9,11 +9,11 @@ from rich.table import Table
 
 from ..options import build, check, option
 from ..training.options import POOLINGS
-from .console import Json, quiet_stdout, show, shown
+from .console import Json, quiet_stdout, show, shown, table
 from .options import command
 
 if TYPE_CHECKING:
-    from ..evaluation.spearman import StsResult
+    from ..evaluation.evaluators import StsResult
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def evaluate(given: dict[str, Any], as_json: Json = False) -> None:
     options = build(EvalOptions, given)
     sets = find_sts(options.sts_dir)  # before the libraries that take seconds to load
     with quiet_stdout():
-        from ..evaluation.spearman import evaluate_sts
+        from ..evaluation.evaluators import evaluate_sts
         from ..training.encoders import load_encoder
 
         encoder = load_encoder(options.model, pooling=options.pooling, argument="MODEL")
@@ -53,14 +53,10 @@ def mean_spearman(results: list[StsResult]) -> float | None:
 
 
 def _table(report: dict[str, Any], results: list[StsResult]) -> Table:
-    table = Table(title=f"{report['model']} on {report['sts_dir']}", title_justify="left")
-    table.add_column("file")
-    for column in ("pairs", "Spearman x 100", "alignment", "uniformity"):
-        table.add_column(column, justify="right")
-    for one in results:
-        scores = (shown(one.spearman), shown(one.alignment, 4), shown(one.uniformity, 4))
-        table.add_row(one.name, f"{one.pairs:,}", *scores)
-    if len(results) > 1:
-        table.add_section()
-        table.add_row("mean", "", shown(report["mean_spearman"]))
-    return table
+    columns = ("file", ">pairs", ">Spearman x 100", ">alignment", ">uniformity")
+    rows = (
+        (one.name, f"{one.pairs:,}", shown(one.spearman), shown(one.alignment, 4), shown(one.uniformity, 4))
+        for one in results
+    )
+    mean = [("mean", "", shown(report["mean_spearman"]))] if len(results) > 1 else []
+    return table(f"{report['model']} on {report['sts_dir']}", columns, rows, mean)

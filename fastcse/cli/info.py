@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from .console import Json, one_sentence_errors, show
+from .console import Json, facts, one_sentence_errors, show, table
 
 PACKAGES = ("torch", "triton", "numpy", "transformers", "sentence-transformers", "faiss-cpu")
 
@@ -15,8 +15,8 @@ PACKAGES = ("torch", "triton", "numpy", "transformers", "sentence-transformers",
 @one_sentence_errors
 def info(as_json: Json = False) -> None:
     """Show versions, the processor, the GPU, and every backend with the reason it runs or does not."""
-    facts = gather()
-    show(facts, as_json, _machine_table(facts), _backend_table(facts["backends"]))
+    found = gather()
+    show(found, as_json, _machine(found), _backends(found["backends"]))
 
 
 def gather() -> dict[str, Any]:
@@ -37,9 +37,7 @@ def gather() -> dict[str, Any]:
             "threads": torch.get_num_threads(),
         },
         "gpu": _gpus(),
-        "backends": {
-            name: {"available": status.available, "reason": status.reason} for name, status in backends().items()
-        },
+        "backends": {name: status._asdict() for name, status in backends().items()},
     }
 
 
@@ -64,27 +62,19 @@ def _gpus() -> list[dict[str, Any]]:
     ]
 
 
-def _machine_table(facts: dict[str, Any]) -> Table:
-    table = Table(title=f"fastcse {facts['fastcse']}", title_justify="left", show_header=False)
-    table.add_column(style="bold")
-    table.add_column()
-    table.add_row("python", f"{facts['python']} on {facts['system']}")
-    for name, version in facts["packages"].items():
-        table.add_row(name, version or "[dim]not installed[/dim]")
-    cpu = facts["cpu"]
-    table.add_row("cpu", f"{cpu['model']}, {cpu['capability']}, {cpu['threads']} thread(s)")
-    for gpu in facts["gpu"]:
-        table.add_row("gpu", f"{gpu['name']}, {gpu['capability']}, {gpu['memory_gib']} GiB")
-    if not facts["gpu"]:
-        table.add_row("gpu", "none that torch can use")
-    return table
+def _machine(found: dict[str, Any]) -> Table:
+    cpu, packages = found["cpu"], found["packages"].items()
+    gpus = [f"{gpu['name']}, {gpu['capability']}, {gpu['memory_gib']} GiB" for gpu in found["gpu"]]
+    rows = [
+        ("python", f"{found['python']} on {found['system']}"),
+        *((name, version or "not installed") for name, version in packages),
+        ("cpu", f"{cpu['model']}, {cpu['capability']}, {cpu['threads']} thread(s)"),
+        *(("gpu", gpu) for gpu in gpus or ["none that torch can use"]),
+    ]
+    return facts(rows, f"fastcse {found['fastcse']}")
 
 
-def _backend_table(backends: dict[str, Any]) -> Table:
-    table = Table(title="backends", title_justify="left")
-    for column in ("backend", "runs here", "why"):
-        table.add_column(column)
-    for name, status in backends.items():
-        mark = "[green]yes[/green]" if status["available"] else "[red]no[/red]"
-        table.add_row(name, mark, status["reason"] or "-")
-    return table
+def _backends(backends: dict[str, Any]) -> Table:
+    marks = {True: "[green]yes[/green]", False: "[red]no[/red]"}
+    rows = ((name, marks[status["available"]], status["reason"] or "-") for name, status in backends.items())
+    return table("backends", ("backend", "runs here", "why"), rows)

@@ -10,7 +10,7 @@ from rich.table import Table
 from ..options import build
 from ..planning.advice import duration, gigabytes, planned
 from ..planning.model import Run
-from .console import Json, show
+from .console import Json, show, table
 from .options import command
 
 
@@ -41,28 +41,13 @@ def _hosts(run: dict[str, Any]) -> str:
     return "one host" if run["hosts"] == 1 else f"{run['hosts']:,} hosts"
 
 
-def _table(title: str, columns: dict[str, str], rows: list[tuple[str, ...]], totals: list[tuple[str, ...]]) -> Table:
-    """A table of columns that are justified left or right; totals stand below a line."""
-    table = Table(title=title, title_justify="left")
-    for name, side in columns.items():
-        table.add_column(name, justify=side, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    table.add_section()
-    for row in totals:
-        table.add_row(*row)
-    return table
-
-
 def _memory(report: dict[str, Any]) -> Table:
-    columns = {"what": "left", "GB": "right", "held in": "left"}
     rows = [(held["name"], gigabytes(held["bytes"]), held["when"]) for held in report["memory"]]
     total = ("at once, at most", gigabytes(report["peak_bytes"]), f"of {gigabytes(report['usable_bytes'])}")
-    return _table("memory of one GPU", columns, rows, [total])
+    return table("memory of one GPU", ("what", ">GB", "held in"), rows, [total])
 
 
 def _step(report: dict[str, Any]) -> Table:
-    columns = {"stage": "left", "time": "right", "share": "right", "bound by": "left"}
     total, training = report["step"]["seconds"], report["training"]
     rows = [
         (stage["name"], duration(stage["seconds"]), f"{stage['seconds'] / total:.1%}", stage["bound"])
@@ -72,22 +57,20 @@ def _step(report: dict[str, Any]) -> Table:
     if training:
         whole = f"{training['steps']:,} steps, {training['gpu_hours']:,.0f} GPU hours"
         totals.append((whole, duration(training["seconds"])))
-    return _table("time of a step, estimate", columns, rows, totals)
+    return table("time of a step, estimate", ("stage", ">time", ">share", "bound by"), rows, totals)
 
 
 def _messages(report: dict[str, Any]) -> Table:
-    run, columns = report["run"], {"message": "left", "GB a link": "right", "in a host": "right"}
-    rows = [
+    columns = ("message", ">GB a link", ">in a host", ">between hosts")[: 3 if report["run"]["hosts"] == 1 else 4]
+    rows = (
         (one["name"], gigabytes(one["bytes"]), duration(one["inside"]), duration(one["between"]))
         for one in report["messages"]
-    ]
-    if run["hosts"] == 1:
-        return _table(f"traffic of a step, {_hosts(run)}", columns, [row[:3] for row in rows], [])
-    return _table(f"traffic of a step, {_hosts(run)}", {**columns, "between hosts": "right"}, rows, [])
+    )
+    return table(f"traffic of a step, {_hosts(report['run'])}", columns, (row[: len(columns)] for row in rows))
 
 
 def _corpus(run: dict[str, Any], corpus: dict[str, Any]) -> Table:
     title = f"corpus of {run['corpus']:,} in {run['bank_dtype']}, estimate"
     rows = [(stage["name"], duration(stage["seconds"]), stage["bound"]) for stage in corpus["stages"]]
     total = ("index", f"{gigabytes(corpus['index_bytes'])} GB", f"{gigabytes(corpus['index_bytes_per_gpu'])} a GPU")
-    return _table(title, {"on all GPUs": "left", "time": "right", "bound by": "left"}, rows, [total])
+    return table(title, ("on all GPUs", ">time", "bound by"), rows, [total])

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ..errors import flag
 from ..training.recipes.table import RECIPES, Recipe, get_recipe
-from .console import Json, one_sentence_errors, show
+from .console import Json, facts, one_sentence_errors, show, table
 
 
 @one_sentence_errors
@@ -27,30 +27,20 @@ def recipes(
 
 
 def _list(every: list[Recipe]) -> Table:
-    table = Table(title="recipes", title_justify="left")
-    for column in ("recipe", "objective", "paper", "run"):
-        table.add_column(column, overflow="fold")
-    for recipe in every:
-        cells = (recipe.name, recipe.objective, f"{recipe.title}\n{recipe.paper.url}", recipe.example)
-        table.add_row(*map(escape, cells))
-    return table
+    rows = ((one.name, one.objective, f"{one.title}\n{one.paper.url}", one.example) for one in every)
+    return table("recipes", ("recipe", "objective", "paper", "run"), (map(escape, row) for row in rows))
 
 
 def _details(recipe: Recipe) -> list[Table]:
-    about = Table(title=recipe.name, title_justify="left", show_header=False)
-    about.add_column(style="bold")
-    about.add_column(overflow="fold")
-    about.add_row("paper", escape(f"{recipe.title}\n{recipe.paper.url}"))
-    about.add_row("objective", recipe.objective)
-    about.add_row("set here", escape(", ".join(f"{flag(name)} {value}" for name, value in recipe.options.items())))
-    about.add_row("run", escape(recipe.example))
-    published = Table(title="published", title_justify="left")
-    for column in ("setting", "value", "source"):
-        published.add_column(column, overflow="fold")
-    for setting in recipe.settings():
-        published.add_row(*map(escape, setting))
-    absent = Table(title="not reproduced", title_justify="left", show_header=False)
-    absent.add_column(overflow="fold")
-    for sentence in recipe.not_reproduced:
-        absent.add_row(escape(sentence))
-    return [about, published, absent]
+    about = {
+        "paper": f"{recipe.title}\n{recipe.paper.url}",
+        "objective": recipe.objective,
+        "set here": ", ".join(f"{flag(name)} {value}" for name, value in recipe.options.items()),
+        "run": recipe.example,
+    }
+    published = (map(escape, setting) for setting in recipe.settings())
+    return [
+        facts(about.items(), recipe.name),
+        table("published", ("setting", "value", "source"), published),
+        table("not reproduced", ("",), ([escape(sentence)] for sentence in recipe.not_reproduced)),
+    ]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from ..training.options import TrainOptions, options_of
-from .console import Json, quiet_stdout, show, shown
+from .console import Json, facts, quiet_stdout, show, shown
 from .options import command
 
 if TYPE_CHECKING:
@@ -32,42 +32,28 @@ def train(given: dict[str, Any], as_json: Json = False) -> None:
 def table_of(report: TrainReport) -> Table:
     """The report as a table."""
     options = report.options
-    table = Table(title="training", title_justify="left", show_header=False)
-    table.add_column(style="bold")
-    table.add_column()
     values = options["objective_options"].items()
     chosen = ", ".join(f"{name} {value if isinstance(value, str) else f'{value:g}'}" for name, value in values)
-    if options["recipe"]:
-        table.add_row("recipe", options["recipe"])
-    table.add_row("objective", f"{options['objective']} ({chosen})")
-    table.add_row("backend", str(report.backend))
-    table.add_row("model", f"{options['model']}, pooling {options['pooling'] or 'its own'}")
-    table.add_row("text", f"{options['corpus'] or options['pairs']}, {report.sentences:,} rows")
-    if options["hard_negatives"]:
-        table.add_row("hard negatives", "; ".join((options["hard_negatives"], *report.notes)))
-    if report.bank:
-        table.add_row("bank", _bank(report))
-    if report.processes > 1:
-        table.add_row("processes", str(report.processes))
-    table.add_row("steps", _steps(report))
-    table.add_row("loss", f"{report.loss[0][1]:.4f} first, {report.loss[-1][1]:.4f} last")
-    table.add_row(
-        "last batch",
-        f"accuracy {report.accuracy:.3f}, similarity of positives {report.positive_similarity:.3f}, "
-        f"of negatives {report.negative_similarity:.3f}",
-    )
-    if "quadruplet" in report.stats:
-        table.add_row("hinge", _hinge(report.stats))
-    if options["cluster_options"]:
-        table.add_row("clusters", _clusters(options["cluster_options"], report.stats))
-    if report.dev:
-        table.add_row(
-            "STS-B dev", f"{shown(report.dev_before)} before, {shown(report.dev_best)} at step {report.best_step}"
-        )
-    else:
-        table.add_row("STS-B dev", "not measured: no --sts-dir, so the last step is saved")
-    table.add_row("saved", f"{report.saved}; its picture is summary.png, its log log.jsonl")
-    return table
+    scores = f"{shown(report.dev_before)} before, {shown(report.dev_best)} at step {report.best_step}"
+    similar = f"positives {report.positive_similarity:.3f}, of negatives {report.negative_similarity:.3f}"
+    rows = {
+        "recipe": options["recipe"],
+        "objective": f"{options['objective']} ({chosen})",
+        "backend": str(report.backend),
+        "model": f"{options['model']}, pooling {options['pooling'] or 'its own'}",
+        "text": f"{options['corpus'] or options['pairs']}, {report.sentences:,} rows",
+        "hard negatives": options["hard_negatives"] and "; ".join((options["hard_negatives"], *report.notes)),
+        "bank": report.bank and _bank(report),
+        "processes": str(report.processes) if report.processes > 1 else None,
+        "steps": _steps(report),
+        "loss": f"{report.loss[0][1]:.4f} first, {report.loss[-1][1]:.4f} last",
+        "last batch": f"accuracy {report.accuracy:.3f}, similarity of {similar}",
+        "hinge": _hinge(report.stats) if "quadruplet" in report.stats else None,
+        "clusters": options["cluster_options"] and _clusters(options["cluster_options"], report.stats),
+        "STS-B dev": scores if report.dev else "not measured: no --sts-dir, so the last step is saved",
+        "saved": f"{report.saved}; its picture is summary.png, its log log.jsonl",
+    }
+    return facts(((name, value) for name, value in rows.items() if value), "training")
 
 
 def _steps(report: TrainReport) -> str:

@@ -19,7 +19,7 @@ from ..ops import checks
 from ..ops.dispatch import last_backend
 from ..ops.topk_search import topk
 from ..reference import row_similarity
-from .partition import log_partition
+from . import log_partition
 
 logger = logging.getLogger(__name__)
 

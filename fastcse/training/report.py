@@ -11,8 +11,8 @@ from accelerate import PartialState
 from matplotlib.axes import Axes
 
 from ..plots import ACCENT, PALE, STRONG, curve, page, whole_steps
-from .bank import BankCallback
 from .checkpoints import step_of
+from .negatives import BankCallback
 from .options import TrainOptions
 from .trainer import EncoderTrainer
 

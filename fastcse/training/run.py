@@ -10,7 +10,7 @@ from accelerate import PartialState
 from sentence_transformers import SentenceTransformer
 
 from ..errors import OptionError
-from ..evaluation.spearman import StsEvaluator
+from ..evaluation.evaluators import StsEvaluator
 from ..evaluation.sts import read_sts, sts_folder
 from ..integrations.sentence_transformers import CachedFusedContrastiveLoss, FusedContrastiveLoss
 from .checkpoints import prepare_output

@@ -10,9 +10,9 @@ from tiny_encoder import sentences, write_tiny_encoder
 from typer.testing import CliRunner
 
 import fastcse
-from fastcse.cli import app, commands
+from fastcse.cli import app, main
 from fastcse.cli.eval import mean_spearman
-from fastcse.evaluation.spearman import StsResult, evaluate_sts
+from fastcse.evaluation.evaluators import StsResult, evaluate_sts
 from fastcse.evaluation.sts import find_sts
 from fastcse.training import run
 from fastcse.training.encoders import load_encoder
@@ -142,7 +142,7 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(files, arguments, says):
 def test_a_wrong_option_is_one_sentence_and_exit_code_2(arguments, says, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["fastcse", *arguments])
     with pytest.raises(SystemExit) as stopped:
-        commands.main()
+        main()
     output = capsys.readouterr()
     assert stopped.value.code == 2
     assert output.out == ""
@@ -153,7 +153,7 @@ def test_a_wrong_option_is_one_sentence_and_exit_code_2(arguments, says, monkeyp
 def test_no_command_prints_the_help(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["fastcse"])
     with pytest.raises(SystemExit) as stopped:
-        commands.main()
+        main()
     assert stopped.value.code == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in ("info", "mine", "train", "eval", "demo"))
@@ -204,11 +204,11 @@ def test_the_module_runs_as_a_program(files):
 
 def test_options_and_recipes_wait_for_no_training_library():
     code = (
-        "import sys; from fastcse.cli import commands\n"
+        "import sys; from fastcse.cli import main\n"
         "lines = ['train', '--help'], ['train', '--output-dir', 'o'], ['recipes'], ['eval', 'm', '--sts-dir', '/x']\n"
         "for line in lines:\n"
         "    sys.argv = ['fastcse', *line]\n"
-        "    try: commands.main()\n"
+        "    try: main()\n"
         "    except SystemExit: pass\n"
         "print([x for x in ('transformers', 'sentence_transformers', 'datasets', 'matplotlib') if x in sys.modules])"
     )

@@ -14,7 +14,7 @@ import fastcse
 from fastcse import CorpusIndex, CorpusNegatives
 from fastcse.errors import InputError
 from fastcse.integrations.sentence_transformers import FusedContrastiveLoss
-from fastcse.training.bank import BankCallback, make_bank
+from fastcse.training.negatives import BankCallback, make_bank
 from fastcse.training.options import BankOptions
 
 

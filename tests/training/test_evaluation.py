@@ -12,8 +12,7 @@ from tiny_encoder import sentences, write_tiny_encoder
 
 from fastcse.encoding import encode_texts
 from fastcse.errors import InputError
-from fastcse.evaluation.retrieval import evaluate_retrieval
-from fastcse.evaluation.spearman import evaluate_sts
+from fastcse.evaluation.evaluators import evaluate_retrieval, evaluate_sts
 from fastcse.evaluation.sts import StsSet, find_sts, read_sts
 from fastcse.files import read_lines
 from fastcse.training.encoders import load_encoder

@@ -9,8 +9,7 @@ from tiny_encoder import sentences
 
 from fastcse import CorpusIndex
 from fastcse.errors import InputError
-from fastcse.training.data import check_fills_a_batch, read_corpus, read_pairs
-from fastcse.training.mined_file import add_hard_negatives
+from fastcse.training.data import add_hard_negatives, check_fills_a_batch, read_corpus, read_pairs
 
 PAIRS = "q1\tp1\nq2\tp2\nq1\tp3\nq4\tp4\n"
 

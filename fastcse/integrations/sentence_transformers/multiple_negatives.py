@@ -22,7 +22,7 @@ from ...losses.infonce import infonce_loss
 from ...ops import checks
 from ...ops.dispatch import last_backend
 from ...reference import row_similarity
-from ..partition import log_partition
+from .. import log_partition
 
 logger = logging.getLogger(__name__)
 
