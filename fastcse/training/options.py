@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from ..mining.corpus_negatives import REFRESH
 from ..operands import STEPS
 from ..ops.dispatch import check_backend
 from ..options import build, check, flat, option, part
-from .objectives import OBJECTIVES, get_objective
+from .objectives import OBJECTIVES, Objective, get_objective
 from .recipes.table import get_recipe
 
 POOLINGS = ("cls", "mean")
@@ -164,17 +164,44 @@ class TrainOptions:
         self._refuse_foreign(self.objective_options, objective.options, known)
         self._set("bank_options", BankOptions, objective.bank, "no bank")
         self._set("cluster_options", ClusterOptions, objective.clusters, "no clusters")
+        if self.cluster_options is not None and self.cluster_options.clusters is None:
+            fitting = min(MOST_CLUSTERS, max(2, self.batch_size // 2))
+            object.__setattr__(self, "cluster_options", replace(self.cluster_options, clusters=fitting))
         if self.eval_steps is None:
             object.__setattr__(self, "eval_steps", min(SIMCSE_EVAL_STEPS, max(1, self.max_steps // 4)))
-        self._check_text()
-        self._check_batch()
-        if self.resume and self.overwrite:
-            raise OptionError("resume", " and ", "overwrite", " were both given: expected one")
-        if self.patience is not None and self.sts_dir is None:
-            raise OptionError("patience", f" {self.patience} needs ", "sts_dir", ", whose scores it waits for")
-        if self.tensorboard and importlib.util.find_spec("tensorboard") is None:
-            raise OptionError("tensorboard", " needs tensorboard, which is not installed: pip install tensorboard")
+        for wrong, *sentence in self._contradictions(objective):
+            if wrong:
+                raise OptionError(*sentence)
         check_backend(self.backend)
+
+    def _contradictions(self, objective: Objective) -> Iterator[tuple]:
+        """What two options together forbid: whether it is so, and the parts of an OptionError."""
+        named, mini, margin = f" {self.objective}", self.mini_batch_size, self.arguments.get("margin", 0.0)
+        clusters = 0 if self.cluster_options is None else self.cluster_options.clusters
+        size = f" is {clusters}: expected 2 to the {self.batch_size} of "
+        yield clusters > self.batch_size, "clusters", size, "batch_size"
+        text = ("corpus", f" is {self.corpus!r} and ", "pairs", f" is {self.pairs!r}: expected one")
+        yield (self.corpus is None) == (self.pairs is None), *text
+        angle = f" is {margin}: expected an angle from 0 to pi / 2 for "
+        yield self.objective == "angular" and not 0 <= margin <= math.pi / 2, "margin", angle, "objective", named
+        without = objective.columns and self.pairs is None and self.view != "negation"
+        third = f"{named} needs a third column of text: expected "
+        yield without, "objective", third, "pairs", " that have one, or ", "view", " negation"
+        gathered = f" {self.max_gathered_bytes} means nothing to "
+        whole = f"{named}: it needs the candidates of all processes whole"
+        yield self.max_gathered_bytes and not objective.is_softmax, "max_gathered_bytes", gathered, "objective", whole
+        queued = self.queue and not (objective.is_softmax or objective.columns)
+        own = f"{named}: its losses have negatives of their own"
+        yield queued, "queue", f" {self.queue} means nothing to ", "objective", own
+        most = f" is {mini}: expected at most the {self.batch_size} of "
+        yield mini is not None and mini > self.batch_size, "mini_batch_size", most, "batch_size"
+        part = ("mini_batch_size", f" {mini}: its statistics would be those of a part of the batch")
+        yield self.head == "batchnorm" and mini is not None, "head", " batchnorm with ", *part
+        yield self.resume and self.overwrite, "resume", " and ", "overwrite", " were both given: expected one"
+        waits = f" {self.patience} needs "
+        yield self.patience and self.sts_dir is None, "patience", waits, "sts_dir", ", whose scores it waits for"
+        absent = self.tensorboard and importlib.util.find_spec("tensorboard") is None
+        yield absent, "tensorboard", " needs tensorboard, which is not installed: pip install tensorboard"
 
     @property
     def arguments(self) -> dict[str, float | str]:
@@ -201,68 +228,17 @@ class TrainOptions:
         """Options of a part that the objective has, or none."""
         given = getattr(self, name)
         if has:
-            given = given or kind()
-            if name == "cluster_options":
-                given = self._fitting(given)
+            object.__setattr__(self, name, given or kind())
         elif given is not None:
             self._refuse_foreign(given, (), why)
             raise OptionError("objective", f" {self.objective} has {why}, so options of one mean nothing to it")
-        object.__setattr__(self, name, given)
 
     def _refuse_foreign(self, given: Any, known: Mapping[str, Any] | tuple, has: str) -> None:
         for field in dataclasses.fields(given):
             value = getattr(given, field.name)
             if field.name not in known and value != field.default:
-                raise OptionError(
-                    field.name, f" {value} means nothing to ", "objective", f" {self.objective}: it has {has}"
-                )
-
-    def _fitting(self, given: ClusterOptions) -> ClusterOptions:
-        size = self.batch_size
-        if given.clusters is None:
-            return replace(given, clusters=min(MOST_CLUSTERS, max(2, size // 2)))
-        if given.clusters > size:
-            raise OptionError("clusters", f" is {given.clusters}: expected 2 to the {size} of ", "batch_size")
-        return given
-
-    def _check_text(self) -> None:
-        if (self.corpus is None) == (self.pairs is None):
-            raise OptionError("corpus", f" is {self.corpus!r} and ", "pairs", f" is {self.pairs!r}: expected one")
-        objective, margin = get_objective(self.objective), self.arguments.get("margin", 0.0)
-        if self.objective == "angular" and not 0 <= margin <= math.pi / 2:
-            raise OptionError(
-                "margin", f" is {margin}: expected an angle from 0 to pi / 2 for ", "objective", " angular"
-            )
-        if objective.columns and self.pairs is None and self.view != "negation":
-            raise OptionError(
-                "objective",
-                f" {self.objective} needs a third column of text: expected ",
-                "pairs",
-                " that have one, or ",
-                "view",
-                " negation",
-            )
-
-    def _check_batch(self) -> None:
-        objective, mini = get_objective(self.objective), self.mini_batch_size
-        for name, size, why in (
-            ("max_gathered_bytes", self.max_gathered_bytes, "it needs the candidates of all processes whole"),
-            ("queue", self.queue, "its losses have negatives of their own"),
-        ):
-            allowed = objective.is_softmax or (name == "queue" and objective.columns)
-            if size and not allowed:
-                raise OptionError(name, f" {size} means nothing to ", "objective", f" {self.objective}: {why}")
-        if mini is not None and mini > self.batch_size:
-            raise OptionError(
-                "mini_batch_size", f" is {mini}: expected at most the {self.batch_size} of ", "batch_size"
-            )
-        if self.head == "batchnorm" and mini is not None:
-            raise OptionError(
-                "head",
-                " batchnorm with ",
-                "mini_batch_size",
-                f" {mini}: its statistics would be those of a part of the batch",
-            )
+                what = (field.name, f" {value} means nothing to ")
+                raise OptionError(*what, "objective", f" {self.objective}: it has {has}")
 
 
 def options_of(given: Mapping[str, Any]) -> TrainOptions:

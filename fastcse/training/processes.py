@@ -37,9 +37,8 @@ def join(batch_size: int) -> PartialState:
     """
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)
     if batch_size % state.num_processes:
-        raise OptionError(
-            "batch_size", f" {batch_size} cannot be divided by the {state.num_processes} processes of the run"
-        )
+        ranks = f"the {state.num_processes} processes of the run"
+        raise OptionError("batch_size", f" {batch_size} cannot be divided by {ranks}")
     return state
 
 

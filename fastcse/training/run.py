@@ -8,6 +8,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 from sentence_transformers import SentenceTransformer
+from torch import nn
 
 from ..errors import OptionError
 from ..evaluation.evaluators import StsEvaluator
@@ -91,11 +92,7 @@ def _loss(options: TrainOptions, model: SentenceTransformer, negatives: Negative
 
 
 def _trainer(
-    options: TrainOptions,
-    model: SentenceTransformer,
-    negatives: Negatives,
-    loss: FusedContrastiveLoss,
-    dev: StsEvaluator | None,
+    options: TrainOptions, model: SentenceTransformer, negatives: Negatives, loss: nn.Module, dev: StsEvaluator | None
 ) -> EncoderTrainer:
     callbacks = [*negatives.callbacks, JsonLog()]
     if options.patience is not None:
@@ -121,11 +118,8 @@ def find_dev(directory: str | Path) -> StsEvaluator:
     root = sts_folder(directory, "--sts-dir")
     paths = sorted(path for name in (f"{DEV}.tsv", f"{DEV}.tsv.gz") for path in root.rglob(name))
     if len(paths) != 1:
-        raise OptionError(
-            "sts_dir",
-            f" {str(directory)!r} holds {len(paths)} files called {DEV}.tsv or {DEV}.tsv.gz: expected "
-            "exactly one, because it chooses the checkpoint",
-        )
+        found = f"{str(directory)!r} holds {len(paths)} files called {DEV}.tsv or {DEV}.tsv.gz"
+        raise OptionError("sts_dir", f" {found}: expected exactly one, because it chooses the checkpoint")
     pairs = read_sts(paths[0])
     if pairs is None:
         raise OptionError("sts_dir", f" file {str(paths[0])!r} lacks a column of sentence1, sentence2, score")

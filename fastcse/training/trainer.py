@@ -81,10 +81,8 @@ class EncoderTrainer(SentenceTransformerTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             if not math.isfinite(logs["loss"]):
-                rate = self.args.learning_rate
-                raise InputError(
-                    f"the loss is {logs['loss']} at step {self.state.global_step}: --lr {rate} may be too high"
-                )
+                what = f"the loss is {logs['loss']} at step {self.state.global_step}"
+                raise InputError(f"{what}: --lr {self.args.learning_rate} may be too high")
             logs = {**logs, **self.loss.take_stats()}
         super().log(logs, start_time)
 

@@ -182,7 +182,7 @@ def test_resuming_needs_the_same_run(options, tmp_path, text):
         train(options(**given, resume=True))
     del written["version"]
     for content, says in (
-        (json.dumps(written), "an earlier version of fastcse wrote it, which kept the state of a run beside its check"),
+        (json.dumps(written), "an earlier version of fastcse wrote it, which kept its state beside the checkpoints"),
         (json.dumps(written | {"version": 2, "processes": 3}), "has 1 processes, but the run .* continues had 3"),
         ("", r"resume cannot read '.*fastcse_train.json': not the JSON that a run writes"),
         (None, "not a fastcse run"),

@@ -140,10 +140,10 @@ def with_switched_case(dataset: Dataset, *, rate: float, seed: int, epoch: int =
     Raises:
         InputError: no column anchor, or a rate outside 0 to 1.
     """
-    source = _check_columns(dataset, "case-switch", ("anchor",))
+    texts = _positives(dataset, "case-switch")
     if not 0 <= rate <= 1:
         raise InputError(f"the rate of view case-switch is {rate}: expected 0 to 1")
-    made = [switch_case(text, rate=rate, seed=seed, index=i, epoch=epoch) for i, text in enumerate(dataset[source][:])]
+    made = [switch_case(text, rate=rate, seed=seed, index=i, epoch=epoch) for i, text in enumerate(texts)]
     return _with_column(dataset, "positive", made)
 
 
@@ -153,20 +153,18 @@ def with_negations(dataset: Dataset) -> Dataset:
     Raises:
         InputError: no column anchor, or a negative that is there already.
     """
-    source = _check_columns(dataset, "negation", ("anchor",))
+    dataset = _with_column(dataset, "positive", _positives(dataset, "negation"))
     taken = [name for name in dataset.column_names if name.startswith("negative")]
     if taken:
         raise InputError(f"view negation makes the column negative, but the text has {', '.join(taken)} already")
-    dataset = dataset if source == "positive" else _with_column(dataset, "positive", dataset["anchor"][:])
     return _with_column(dataset, "negative", [negate(text) for text in dataset["anchor"][:]])
 
 
-def _check_columns(dataset: Dataset, view: str, wanted: tuple[str, ...]) -> str:
-    """The column that a positive is made of."""
-    for name in wanted:
-        if name not in dataset.column_names:
-            raise InputError(f"view {view} needs a column {name}, got {', '.join(dataset.column_names)}")
-    return "positive" if "positive" in dataset.column_names else "anchor"
+def _positives(dataset: Dataset, view: str) -> list[str]:
+    """The texts that a positive is made of: the positives, or the anchors where there are none."""
+    if "anchor" not in dataset.column_names:
+        raise InputError(f"view {view} needs a column anchor, got {', '.join(dataset.column_names)}")
+    return dataset["positive" if "positive" in dataset.column_names else "anchor"][:]
 
 
 def _with_column(dataset: Dataset, name: str, values: list[str]) -> Dataset:
