@@ -141,87 +141,69 @@ def planned(run: Run) -> dict[str, Any]:
         >>> plan["fits"], plan["step"]["seconds"] * 1000 == plan["training"]["seconds"]
         (True, True)
     """
-    advice = None if model.fits(run) else smallest_change(run)
-    stages = model.step(run)
+    advice = None if fits(run) else smallest_change(run)
+    stages, steps = model.step(run), run.total_steps
     seconds = sum(stage.seconds for stage in stages)
-    sent = [{**asdict(message), "seconds": message.seconds} for message in model.messages(run)]
-    return {
-        "estimate": True,
-        "run": _run(run),
-        "memory": [asdict(held) for held in model.memory(run)],
-        "peak_bytes": model.peak(run), "usable_bytes": run.hardware.usable, "fits": model.fits(run),
-        "verdict": verdict(run, advice), "change": None if advice is None else advice.flags,
-        "step": {"stages": [asdict(stage) for stage in stages], "seconds": seconds},
-        "messages": sent,
-        "corpus": _corpus(run),
-        "training": None if run.total_steps is None else _training(run, run.total_steps, seconds),
-        "notes": notes(run),
-    }  # fmt: skip
-
-
-def _run(run: Run) -> dict[str, Any]:
     options = {name: value for name, value in asdict(run).items() if name not in STOOD_FOR}
     return {
-        **options, "network": 1e9 * run.network, "workspace": None if run.workspace is None else 1e9 * run.workspace,
-        "hardware": asdict(run.hardware), "encoder": asdict(run.encoder), "local_batch": run.local,
-        "candidates": run.candidates, "hosts": run.hosts,
-    }  # fmt: skip
-
-
-def _training(run: Run, steps: int, seconds: float) -> dict[str, float]:
-    return {"steps": steps, "seconds": steps * seconds, "gpu_hours": steps * seconds * run.gpus / 3600}
-
-
-def _corpus(run: Run) -> dict[str, Any] | None:
-    if run.corpus is None:
-        return None
-    stages = [asdict(stage) for stage in model.corpus(run)]
-    return {"index_bytes": model.index_bytes(run), "index_bytes_per_gpu": model.index_bytes(run) / run.gpus,
-            "stages": stages}  # fmt: skip
+        "estimate": True,
+        "run": {
+            **options,
+            "network": 1e9 * run.network,
+            "workspace": None if run.workspace is None else 1e9 * run.workspace,
+            "hardware": asdict(run.hardware),
+            "encoder": asdict(run.encoder),
+            "local_batch": run.local,
+            "candidates": run.candidates,
+            "hosts": run.hosts,
+        },
+        "memory": [asdict(held) for held in memory(run)],
+        "peak_bytes": peak(run),
+        "usable_bytes": run.hardware.usable,
+        "fits": fits(run),
+        "verdict": verdict(run, advice),
+        "change": None if advice is None else advice.flags,
+        "step": {"stages": [asdict(stage) for stage in stages], "seconds": seconds},
+        "messages": [{**asdict(message), "seconds": message.seconds} for message in model.messages(run)],
+        "corpus": run.corpus
+        and {
+            "index_bytes": model.index_bytes(run),
+            "index_bytes_per_gpu": model.index_bytes(run) / run.gpus,
+            "stages": [asdict(stage) for stage in model.corpus(run)],
+        },
+        "training": steps
+        and {"steps": steps, "seconds": steps * seconds, "gpu_hours": steps * seconds * run.gpus / 3600},
+        "notes": notes(run),
+    }
 
 
 def notes(run: Run) -> list[str]:
     """What the figures rest on, and what would change the largest of them; one sentence each."""
-    gpu = run.hardware
+    gpu, once = run.hardware, "the local batch is encoded at once, and a step costs 3 forward passes."
+    cached = "GradCache encodes it twice and goes back once, which costs 4 forward passes."
     said = [
         f"Every figure is an estimate by roofline and no measurement: nothing was run on such a machine. "
         f"{gpu.name}: {gpu.source}, of which {gpu.rate(run.dtype) / 1e12:,.3g} TFLOP/s in {run.dtype} products and "
         f"{gpu.bandwidth / 1e12:,.3g} TB/s are taken to be attained. Stages are added up, as if none overlapped.",
-        f"Every text is taken to have {run.max_length} tokens; "
-        + ("GradCache encodes it twice and goes back once, which costs 4 forward passes." if run.cached else
-           "the local batch is encoded at once, and a step costs 3 forward passes."),
-    ]  # fmt: skip
-    return [*said, *_on_the_loss(run), *_on_the_corpus(run)]
-
-
-def _on_the_loss(run: Run) -> list[str]:
-    """The workspace that would keep the loss from waiting for memory, if there is room for one."""
-    larger = run
+        f"Every text is taken to have {run.max_length} tokens; {cached if run.cached else once}",
+    ]
+    larger = run  # with the workspace that would keep the loss from waiting for memory, if there is room for one
     while model.loss(larger).bound == "memory" and model.workspace(larger)[0] < min(run.local, model.filling_rows(run)):
         larger = replace(larger, workspace=2e-9 * model.workspace(larger)[1])
-    if larger is run or not run.hardware.processors or model.loss(larger).bound == "memory" or not model.fits(larger):
-        return []
-    rows, more = model.workspace(run)[0], model.workspace(larger)[0]
-    return [
-        f"The loss waits for memory, since its workspace holds but {rows:,} anchors a chunk; --workspace "
-        f"{larger.workspace:.3g} (max_workspace_bytes of the loss) holds {more:,}, and then it is bound by "
-        f"arithmetic."
-    ]
-
-
-def _on_the_corpus(run: Run) -> list[str]:
-    if run.corpus is None:
-        return []
-    said = []
-    everything = next(stage for stage in model.corpus(run) if stage.name == model.SEARCH_ALL)
-    if everything.seconds > LONG:
-        copy, took = run.corpus * (run.dim * 4 + model.ID_BYTES), everything.seconds
+    if larger is not run and gpu.processors and model.loss(larger).bound != "memory" and fits(larger):
+        said.append(
+            f"The loss waits for memory, since its workspace holds but {model.workspace(run)[0]:,} anchors a chunk; "
+            f"--workspace {larger.workspace:.3g} (max_workspace_bytes of the loss) holds "
+            f"{model.workspace(larger)[0]:,}, and then it is bound by arithmetic."
+        )
+    took = next(stage.seconds for stage in model.corpus(run) if stage.name == model.SEARCH_ALL) if run.corpus else 0.0
+    if took > LONG:
         said.append(
             f"Searching exactly with every row of the corpus takes {duration(took)}; an IVF index of FAISS looks at a "
             f"sixteenth of its lists, about {duration(IVF_SHARE * took)} at the same rate, and holds "
-            f"{gigabytes(copy)} GB in float32."
+            f"{gigabytes(run.corpus * (run.dim * 4 + model.ID_BYTES))} GB in float32."
         )
-    if run.bank == "host":
+    if run.corpus and run.bank == "host":
         said.append("The corpus is read through PCIe at 55 GB/s a GPU, if the host's memory or disks deliver it.")
     return said
 

@@ -82,16 +82,7 @@ class Hardware:
 # Of two threads of a CPU: bare float32 products, and a copy of 65536 x 768. There the sweep takes 1.02 to 1.05 times
 # the products. Halves are raised to float32. The memory is a guess.
 CPU = Hardware(
-    "cpu",
-    64e9,
-    150e9,
-    150e9,
-    150e9,
-    15e9,
-    15e9,
-    0,
-    "two threads of an AMD EPYC, benchmarks/RESULTS.md",
-    loss_share=0.95,
+    "cpu", 64e9, *[150e9] * 3, 15e9, 15e9, 0, "two threads of an AMD EPYC, benchmarks/RESULTS.md", loss_share=0.95
 )
 # name, GB, TFLOP/s in 16 bits, TF32 and float32, TB/s, GB/s of NVLink (its nominal bytes), multiprocessors
 DATA_SHEETS = [

@@ -14,6 +14,7 @@ Time is the larger of arithmetic and memory traffic in each stage, and stages do
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from ..errors import OptionError
@@ -75,37 +76,33 @@ class Run:
 
     def __post_init__(self):
         check(self)
-        if self.parameters is not None and self.model is not None:
-            both = ("model", f" {self.model} and ", "parameters", f" {self.parameters} are both given")
-            raise OptionError(*both, ": expected one of them")
-        if self.parameters is not None and self.dim is None:
-            raise OptionError("dim", " is missing: ", "parameters", f" {self.parameters} needs it")
+        for wrong, *sentence in self._contradictions():
+            if wrong:
+                raise OptionError(*sentence)
         if self.dim is None:
             object.__setattr__(self, "dim", self.encoder.hidden)
-        if self.batch % self.gpus:
-            near = max(1, round(self.batch / self.gpus)) * self.gpus
-            raise OptionError("batch", f" {self.batch} is not divisible by ", "gpus", f" {self.gpus}: {near} is")
-        if self.steps is not None and self.epochs is not None:
-            both = ("steps", f" {self.steps} and ", "epochs", f" {self.epochs:g} are both given")
-            raise OptionError(*both, ": expected one of them")
-        if self.corpus is None:
-            self._check_without_corpus()
-        elif self.corpus < self.batch:
-            smaller = ("corpus", f" {self.corpus} is smaller than ", "batch", f" {self.batch}")
-            raise OptionError(*smaller, ": expected at least as much")
-        elif self.clusters is not None and self.clusters > self.corpus:
-            larger = ("clusters", f" {self.clusters} is larger than ", "corpus", f" {self.corpus}")
-            raise OptionError(*larger, ": expected at most that")
 
-    def _check_without_corpus(self) -> None:
-        if self.epochs is not None:
-            counted = f" is {self.epochs:g}, and there is nothing to count them by: "
-            raise OptionError("epochs", counted, "corpus", " is missing")
-        if self.clusters is not None and not self.needs.clusters:
-            raise OptionError("clusters", f" is {self.clusters}, and there is nothing to cluster without ", "corpus")
-        if self.needs.bank:
-            every = f" {self.objective} searches a corpus in every step: "
-            raise OptionError("objective", every, "corpus", " is missing")
+    def _contradictions(self) -> Iterator[tuple]:
+        """What options together forbid: whether it is so, and the parts of an OptionError."""
+        sized, batch, epochs = self.parameters is not None, f" {self.batch}", f"{self.epochs or 0:g}"
+        both = ("parameters", f" {self.parameters} are both given: expected one of them")
+        yield sized and self.model is not None, "model", f" {self.model} and ", *both
+        yield sized and self.dim is None, "dim", " is missing: ", "parameters", f" {self.parameters} needs it"
+        near = max(1, round(self.batch / self.gpus)) * self.gpus
+        yield self.batch % self.gpus, "batch", f"{batch} is not divisible by ", "gpus", f" {self.gpus}: {near} is"
+        both = ("epochs", f" {epochs} are both given: expected one of them")
+        yield self.steps is not None and self.epochs is not None, "steps", f" {self.steps} and ", *both
+        alone, rows = self.corpus is None, f" {self.corpus}"
+        uncounted = f" is {epochs}, and there is nothing to count them by: "
+        yield alone and self.epochs is not None, "epochs", uncounted, "corpus", " is missing"
+        nothing = f" is {self.clusters}, and there is nothing to cluster without "
+        yield alone and self.clusters is not None and not self.needs.clusters, "clusters", nothing, "corpus"
+        every = f" {self.objective} searches a corpus in every step: "
+        yield alone and self.needs.bank, "objective", every, "corpus", " is missing"
+        small = f"{batch}: expected at least as much"
+        yield not alone and self.corpus < self.batch, "corpus", f"{rows} is smaller than ", "batch", small
+        many = not alone and self.clusters is not None and self.clusters > self.corpus
+        yield many, "clusters", f" {self.clusters} is larger than ", "corpus", f"{rows}: expected at most that"
 
     @property
     def hardware(self) -> Hardware:
@@ -203,9 +200,9 @@ class Run:
         return BYTES[self.dtype]
 
     @property
-    def bank_item(self) -> int:
-        """Bytes of a component of a row of the corpus."""
-        return BYTES[self.bank_dtype]
+    def row_of_corpus(self) -> int:
+        """Bytes."""
+        return self.dim * BYTES[self.bank_dtype]
 
     @property
     def hosts(self) -> int:
@@ -353,10 +350,10 @@ def pairwise(run: Run, name: str, others: float, kept: bool) -> Stage:
     again. K-means writes none, and reads the corpus once more for the sums."""
     kind = "tf32" if (run.bank_dtype, run.dtype) == ("fp32", "tf32") else run.bank_dtype
     pairs, rate = float(run.corpus) * others / run.gpus, run.hardware.search_share * run.hardware.rate(kind)
-    shard = float(run.corpus) * run.dim * run.bank_item / run.gpus
+    shard = float(run.corpus) * run.row_of_corpus / run.gpus
     reads = 1 if kept else 2
     from_host = reads * shard / HOST_LINK if run.bank == "host" else 0.0
-    traffic = reads * shard + run.bank_item * pairs * kept
+    traffic = reads * shard + BYTES[run.bank_dtype] * pairs * kept
     return Stage(name, 2 * pairs * run.dim / rate, traffic / run.hardware.bandwidth, from_host)
 
 
@@ -371,13 +368,10 @@ def messages(run: Run) -> list[Message]:
         "the model's gradients, all-reduce": 2 * run.encoder.parameters * GRADIENT,
     }
     if run.needs.bank:
-        sent["queries of the corpus, all-gather"] = run.batch * run.dim * run.bank_item
-    return [_on_ring(run, name, amount) for name, amount in sent.items()]
-
-
-def _on_ring(run: Run, name: str, amount: float) -> Message:
-    carried = amount * (run.gpus - 1) / run.gpus
-    return Message(name, carried, carried / run.hardware.link, carried / (1e9 * run.network) if run.hosts > 1 else 0.0)
+        sent["queries of the corpus, all-gather"] = run.batch * run.row_of_corpus
+    carried = {name: amount * (run.gpus - 1) / run.gpus for name, amount in sent.items()}
+    between = 1 / (1e9 * run.network) if run.hosts > 1 else 0.0
+    return [Message(name, size, size / run.hardware.link, size * between) for name, size in carried.items()]
 
 
 def step(run: Run) -> list[Stage]:
@@ -392,7 +386,7 @@ def step(run: Run) -> list[Stage]:
 
 def index_bytes(run: Run) -> float:
     """Bytes of `CorpusIndex` in memory and on the disk: rows and ids. Texts come on top."""
-    return run.corpus * (run.dim * run.bank_item + ID_BYTES)
+    return run.corpus * (run.row_of_corpus + ID_BYTES)
 
 
 def corpus(run: Run) -> list[Stage]:
