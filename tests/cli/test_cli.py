@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 from tiny_encoder import sentences, write_tiny_encoder
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 import fastcse
 from fastcse.cli import app, main
 from fastcse.cli.eval import mean_spearman
+from fastcse.errors import RunError
 from fastcse.evaluation.evaluators import StsResult, evaluate_sts
 from fastcse.evaluation.sts import find_sts
 from fastcse.training import run
@@ -19,30 +21,27 @@ from fastcse.training.encoders import load_encoder
 
 
 @pytest.fixture(scope="module")
-def encoder_path(tmp_path_factory):
-    return write_tiny_encoder(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture
-def files(tmp_path):
-    """A corpus and a folder with two STS files."""
-    (tmp_path / "corpus.txt").write_text("\n".join(sentences(16)), encoding="utf-8")
-    (tmp_path / "sts").mkdir()
+def files(tmp_path_factory):
+    """A folder with a corpus, two STS files in `sts`, and a model in `tiny/encoder`."""
+    folder = tmp_path_factory.mktemp("files")
+    (folder / "corpus.txt").write_text("\n".join(sentences(16)), encoding="utf-8")
+    (folder / "sts").mkdir()
     for seed, name in ((1, "stsb.dev.tsv"), (3, "sts16.tsv")):
         a, b = sentences(12, seed=seed), sentences(12, seed=seed + 1)
         rows = "".join(f"{x}\t{y}\t{i % 6}\n" for i, (x, y) in enumerate(zip(a, b)))
-        (tmp_path / "sts" / name).write_text("sentence1\tsentence2\tscore\n" + rows, encoding="utf-8")
-    return tmp_path
+        (folder / "sts" / name).write_text("sentence1\tsentence2\tscore\n" + rows, encoding="utf-8")
+    write_tiny_encoder(folder / "tiny")
+    return folder
 
 
 def call(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def train_arguments(files, encoder_path, *more):
-    return (
-        "train", "--corpus", files / "corpus.txt", "--model", encoder_path, "--output-dir", files / "out",
-        "--batch-size", 4, "--max-steps", 4, "--sts-dir", files / "sts", *more,
+def train(files, *more):
+    return call(
+        "train", "--corpus", files / "corpus.txt", "--model", files / "tiny" / "encoder", "--output-dir", files / "out",
+        "--batch-size", 4, "--max-steps", 4, "--sts-dir", files / "sts", "--margin", 0.2, *more,
     )  # fmt: skip
 
 
@@ -64,14 +63,22 @@ def test_info_is_truthful(monkeypatch):
     assert all(name in table for name in ("torch", "triton", "cpp", "reference", facts["cpu"]["capability"]))
 
 
-def test_train_prints_json_alone_and_eval_scores_the_saved_model(files, encoder_path):
-    trained = call(*train_arguments(files, encoder_path, "--objective", "focal", "--margin", 0.2, "--json"))
+def test_train_prints_json_alone_and_eval_scores_the_saved_model(files):
+    trained = train(files, "--objective", "focal", "--backend", "reference", "--json")
     assert trained.exit_code == 0, trained.output
     report = json.loads(trained.stdout)
     assert report["options"]["objective_options"] == {"temperature": 0.05, "margin": 0.2}
-    assert report["backend"] in fastcse.backends()
+    assert report["backend"] == "reference"
     assert [step for step, _ in report["dev"]] == [1, 2, 3, 4]
     assert "train focal" in trained.stderr  # the progress bar
+
+    again = train(files)
+    assert again.exit_code == 2
+    assert "add --resume" in again.stderr
+    resumed = train(files, "--resume")
+    assert resumed.exit_code == 0, resumed.output
+    for word in ("focal (temperature 0.05, margin 0.2)", "4 of batch 4", "before", "at step"):
+        assert word in resumed.stdout
 
     scored = call("eval", files / "out", "--sts-dir", files / "sts", "--json")
     assert scored.exit_code == 0, scored.output
@@ -81,30 +88,15 @@ def test_train_prints_json_alone_and_eval_scores_the_saved_model(files, encoder_
     direct = evaluate_sts(load_encoder(str(files / "out")), find_sts(files / "sts"))
     assert by_name == {one.name: one.spearman for one in direct}
     assert result["mean_spearman"] == pytest.approx(sum(by_name.values()) / 2, abs=0.006)
-
-
-def test_tables_say_what_ran(files, encoder_path):
-    trained = call(*train_arguments(files, encoder_path, "--backend", "reference"))
-    assert trained.exit_code == 0, trained.output
-    for word in ("reference", "focal (temperature 0.05, margin 0.3)", "4 of batch 4", "before", "at step"):
-        assert word in trained.stdout
-    scored = call("eval", encoder_path, "--sts-dir", files / "sts", "--pooling", "cls")
+    table = call("eval", files / "out", "--sts-dir", files / "sts", "--pooling", "cls").stdout
     for word in ("stsb.dev.tsv", "sts16.tsv", "Spearman x 100", "alignment", "uniformity", "mean"):
-        assert word in scored.stdout
+        assert word in table
 
 
 def test_mean_is_over_rounded_scores_that_exist():
     results = [StsResult("a", 2, 70.01, None, None), StsResult("b", 2, 80.02, None, None)]
     assert mean_spearman([*results, StsResult("c", 2, None, None, None)]) == 75.02  # 75.015, half to even
     assert mean_spearman([]) is None
-
-
-def test_train_resumes(files, encoder_path):
-    assert call(*train_arguments(files, encoder_path)).exit_code == 0
-    again = call(*train_arguments(files, encoder_path))
-    assert again.exit_code == 2
-    assert "add --resume" in again.stderr
-    assert call(*train_arguments(files, encoder_path, "--resume", "--json")).exit_code == 0
 
 
 @pytest.mark.parametrize(
@@ -159,34 +151,21 @@ def test_no_command_prints_the_help(monkeypatch, capsys):
     assert all(name in shown for name in ("info", "mine", "train", "eval", "demo"))
 
 
-def test_our_own_faults_keep_their_traceback(files, encoder_path, monkeypatch):
-    def broken(options):
-        raise ValueError("a fault of ours")
-
-    monkeypatch.setattr(run, "train", broken)
-    result = call(*train_arguments(files, encoder_path))
-    assert isinstance(result.exception, ValueError)
-    assert "Error:" not in result.stderr
-
-
-def test_a_missing_extra_names_its_install_command(files, encoder_path, monkeypatch):
-    def missing(options):
-        raise ModuleNotFoundError("No module named 'datasets'", name="datasets")
-
-    monkeypatch.setattr(run, "train", missing)
-    result = call(*train_arguments(files, encoder_path))
-    assert result.exit_code == 2
-    assert result.stderr.splitlines()[-1].endswith("pip install 'fastcse[train]'")
-
-
-def test_ctrl_c_stops_quietly(files, encoder_path, monkeypatch):
-    def interrupted(options):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(run, "train", interrupted)
-    result = call(*train_arguments(files, encoder_path))
-    assert result.exit_code == 130
-    assert result.stderr.splitlines()[-1] == "Stopped."
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (ModuleNotFoundError("No module named 'datasets'", name="datasets"), 2, "pip install 'fastcse[train]'"),
+        (RunError("a disk is full"), 1, "Error: a disk is full"),
+        (KeyboardInterrupt(), 130, "Stopped."),
+        (ValueError("a fault of ours"), 1, None),
+    ],
+)
+def test_what_ends_a_command(files, monkeypatch, error, code, says):
+    monkeypatch.setattr(run, "train", Mock(side_effect=error))
+    result = train(files)
+    assert result.exit_code == code
+    assert (result.exception is error) == (says is None), "a fault of ours keeps its traceback"
+    assert "Error:" not in result.stderr if says is None else result.stderr.splitlines()[-1].endswith(says)
 
 
 def shell(*command):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import typer
 from transformers import BertConfig, BertModel
 from typer.testing import CliRunner
 
@@ -15,6 +16,7 @@ from fastcse.bench.loss import LossCase
 from fastcse.bench.memory import MIB, extra_memory
 from fastcse.bench.peers import PEERS
 from fastcse.cli import app
+from fastcse.cli.console import whole
 from fastcse.native.sweep import Workspace, plan_rows
 from fastcse.planning import model
 from fastcse.planning.advice import smallest_change
@@ -269,8 +271,7 @@ def test_the_smallest_change_fits_and_a_smaller_one_does_not(run, flags):
 
 
 def test_no_change_helps_a_model_that_is_too_large():
-    run = Run(batch=1024, dim=4096, parameters=7 * 10**9)
-    assert smallest_change(run) is None
+    assert smallest_change(Run(batch=1024, dim=4096, parameters=7 * 10**9)) is None
 
 
 # The command
@@ -295,6 +296,9 @@ def test_json_alone_holds_what_the_model_says():
     assert report["training"]["steps"] == 477  # 2e9 / 4194304
     assert report["fits"]
     assert report["change"] is None
+    report = json.loads(call("--batch", 4096, "--memory", 40, "--tflops", 100, "--network", 400, "--json").stdout)
+    assert report["usable_bytes"] == 36e9
+    assert (report["run"]["hardware"]["half"], report["run"]["network"]) == (100e12, 400e9)
 
 
 @pytest.mark.parametrize("width", [60, 140])
@@ -306,19 +310,10 @@ def test_tables_say_what_is_needed(width):
     alone = " ".join(call("--batch", 4096, width=width).stdout.split())
     assert "all-gather" not in alone
     assert "corpus of" not in alone
-
-
-def test_what_does_not_fit_is_said_with_what_would():
     shown = " ".join(call("--batch", "64k", "--dim", 384, "--corpus", 1e9, "--gpus", 8).stdout.split())
     assert "It does not fit: 100.0 GB at once, where one h100 has 72.0 GB" in shown
     assert "--bank host" in shown
     assert "or --gpus 16 alone" in shown
-
-
-def test_the_callers_own_numbers_replace_the_tables():
-    report = json.loads(call("--batch", 4096, "--memory", 40, "--tflops", 100, "--network", 400, "--json").stdout)
-    assert report["usable_bytes"] == 36e9
-    assert (report["run"]["hardware"]["half"], report["run"]["network"]) == (100e12, 400e9)
 
 
 @pytest.mark.parametrize(
@@ -355,16 +350,9 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, says):
     assert len(result.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [("65536", 65536), ("1e9", 10**9), ("2.5e6", 2_500_000), ("64k", 65536), ("4M", 4194304), ("1.5g", 1610612736)],
-)
-def test_counts_as_people_write_them(text, value):
-    assert json.loads(call("--batch", text, "--json").stdout)["run"]["batch"] == value
-
-
-@pytest.mark.parametrize("text", ["1.5", "many", "", "k", "nan", "inf", "1e-3", "0.3k"])
-def test_what_is_no_whole_number_is_refused(text):
-    result = call("--batch", text)
-    assert result.exit_code == 2
-    assert "is not a whole number" in result.stderr
+def test_counts_as_people_write_them():
+    written = {"65536": 65536, "1e9": 10**9, "2.5e6": 2_500_000, "64k": 65536, "4M": 4194304, "1.5g": 1610612736}
+    assert {text: whole(text) for text in written} == written
+    for text in ("1.5", "many", "", "k", "nan", "inf", "1e-3", "0.3k"):
+        with pytest.raises(typer.BadParameter, match="is not a whole number"):
+            whole(text)

@@ -31,39 +31,29 @@ def embed(model, texts=TEXTS):
     return model(model.preprocess(texts))["sentence_embedding"]
 
 
-def test_the_tanh_head_is_simcses():
-    head, e = TrainingHead("tanh", 6), torch.randn(4, 6)
-    weight, bias = head.layers[0].weight, head.layers[0].bias
-    nn.init.normal_(bias)
-    got = head.train()({"sentence_embedding": e})["sentence_embedding"]
-    torch.testing.assert_close(got, torch.tanh(e @ weight.T + bias))
-    assert head.eval()({"sentence_embedding": e})["sentence_embedding"] is e
-
-
-def test_the_batchnorm_head_is_diffcses():
-    head, e = TrainingHead("batchnorm", 6).double(), torch.randn(9, 6, dtype=torch.float64)
-    first, norm, _, second, last = head.layers
-    nn.init.normal_(norm.weight)
-    nn.init.normal_(norm.bias)
-    assert first.weight.shape == (12, 6)
-    assert first.bias is second.bias is last.weight is None
+@pytest.mark.parametrize("kind", heads.KINDS)
+def test_a_head_is_its_papers_formula(kind):
+    torch.manual_seed(0)
+    head, e = TrainingHead(kind, 64).double(), torch.randn(90, 64, dtype=torch.float64)
+    linear = [layer for layer in head.layers if isinstance(layer, nn.Linear)]
+    for layer in linear:  # as BERT's layers start
+        assert layer.weight.std().item() == pytest.approx(0.02, rel=0.1)
+        assert layer.bias is None or not layer.bias.any()
+    for parameter in head.parameters():
+        nn.init.normal_(parameter)
 
     def normal(x):
         return (x - x.mean(0)) / (x.var(0, unbiased=False) + 1e-5).sqrt()
 
-    hidden = (normal(e @ first.weight.T) * norm.weight + norm.bias).relu()
-    got = head.train()({"sentence_embedding": e})["sentence_embedding"]
-    torch.testing.assert_close(got, normal(hidden @ second.weight.T))
+    if kind == "tanh":
+        want = torch.tanh(e @ linear[0].weight.T + linear[0].bias)
+    else:
+        first, norm, _, second, last = head.layers
+        assert first.weight.shape == (128, 64)
+        assert first.bias is second.bias is last.weight is None
+        want = normal((normal(e @ first.weight.T) * norm.weight + norm.bias).relu() @ second.weight.T)
+    torch.testing.assert_close(head.train()({"sentence_embedding": e})["sentence_embedding"], want)
     assert head.eval()({"sentence_embedding": e})["sentence_embedding"] is e
-
-
-def test_a_head_starts_as_berts_layers_do():
-    torch.manual_seed(0)
-    for kind in heads.KINDS:
-        for layer in TrainingHead(kind, 64).layers:
-            if isinstance(layer, nn.Linear):
-                assert layer.weight.std().item() == pytest.approx(0.02, rel=0.1)
-                assert layer.bias is None or not layer.bias.any()
 
 
 @pytest.mark.parametrize("kind", heads.KINDS)
@@ -92,11 +82,8 @@ def test_intermediate_layers_are_pooled_hidden_states(model, mode, layers):
     features = model.preprocess(TEXTS)
     final = embed(model.eval()).detach()
     made = append_intermediate_layers(model, layers)
-    hidden = (
-        model[0]
-        .model(**{k: features[k] for k in ("input_ids", "attention_mask", "token_type_ids")}, output_hidden_states=True)
-        .hidden_states
-    )
+    given = {k: features[k] for k in ("input_ids", "attention_mask", "token_type_ids")}
+    hidden = model[0].model(**given, output_hidden_states=True).hidden_states
     mask = features["attention_mask"][..., None].float()
 
     def pooled(h):
@@ -122,21 +109,26 @@ def test_sscl_trains_the_layers_through_one_column(model):
 
 
 def test_mistakes_are_named(model):
-    with pytest.raises(ValueError, match=r"kind.*'gelu'"):
-        TrainingHead("gelu", 4)
-    with pytest.raises(ValueError, match=r"dim.*0"):
-        TrainingHead("tanh", 0)
-    with pytest.raises(ValueError, match=r"layers.*0"):
-        append_intermediate_layers(model, 0)
-    append_intermediate_layers(model.train(), 3)
-    with pytest.raises(ValueError, match=r"layers=3 .*2 before"):
-        embed(model)
-    strip_training_layers(model)
-    model.append(IntermediateLayers(1, model[1]).train())
-    with pytest.raises(ValueError, match=r"layers=1 .*none"):
-        embed(model)
-    with pytest.raises(ValueError, match="TrainingHead"):
-        append_intermediate_layers(SentenceTransformer(modules=[TrainingHead("tanh", 4)], device="cpu"))
+    def embedded():
+        model.append(IntermediateLayers(1, model[1]).train())
+        return embed(model)
+
+    def too_deep():
+        strip_training_layers(model)
+        append_intermediate_layers(model.train(), 3)
+        return embed(model)
+
+    alone = SentenceTransformer(modules=[TrainingHead("tanh", 4)], device="cpu")
+    for call, says in (
+        (lambda: TrainingHead("gelu", 4), r"kind.*'gelu'"),
+        (lambda: TrainingHead("tanh", 0), r"dim.*0"),
+        (lambda: append_intermediate_layers(model, 0), r"layers.*0"),
+        (lambda: append_intermediate_layers(alone), "TrainingHead"),
+        (embedded, r"layers=1 .*none"),
+        (too_deep, r"layers=3 .*2 before"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            call()
 
 
 @pytest.mark.parametrize("what", ["tanh", "batchnorm", "layers"])
@@ -147,14 +139,11 @@ def test_a_run_goes_on_from_a_checkpoint_with_its_head(still_path, tmp_path, wha
         torch.manual_seed(3)
         model = SentenceTransformer(still_path, device="cpu")
         append_intermediate_layers(model, 1) if what == "layers" else append_head(model, what)
-        loss = fastcse.sscl_loss if what == "layers" else fastcse.infonce_loss
-        options = {"parts": 2} if what == "layers" else {}
+        kind = (fastcse.sscl_loss, {"parts": 2}) if what == "layers" else (fastcse.infonce_loss, {})
         pairs = Dataset.from_dict({"anchor": sentences(16, seed=1), "positive": sentences(16, seed=2)})
-        trainer = make_trainer(
-            model, pairs, FusedContrastiveLoss(model, loss, **options), output_dir=folder, batch_size=4, max_steps=4,
-            lr=1e-2, max_length=32, seed=3, save_steps=2,
-        )  # fmt: skip
-        trainer.train(resume_from_checkpoint=resume)
+        options = {"batch_size": 4, "max_steps": 4, "lr": 1e-2, "max_length": 32, "seed": 3, "save_steps": 2}
+        loss = FusedContrastiveLoss(model, kind[0], **kind[1])
+        make_trainer(model, pairs, loss, output_dir=folder, **options).train(resume_from_checkpoint=resume)
         return model
 
     whole = finished(tmp_path / "whole")

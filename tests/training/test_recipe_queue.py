@@ -32,37 +32,28 @@ def test_it_follows_by_its_rate(rate):
         torch.testing.assert_close(slow.encoder.state_dict()[name], now)
 
 
-def test_it_gives_no_gradient_and_asks_for_none():
-    online = network()
+def test_it_gives_no_gradient_and_its_mode_is_that_of_the_module_around_it():
+    online, x = network().eval(), torch.randn(64, 3)
     slow = MomentumEncoder(online)
     assert not any(p.requires_grad for p in slow.parameters())
-    assert all(p.requires_grad for p in online.parameters())
-    assert not slow(torch.randn(4, 3, requires_grad=True)).requires_grad
-    slow.update(online)
-    assert all(p.requires_grad for p in online.parameters())
-
-
-def test_its_mode_is_that_of_the_module_around_it():
-    slow = MomentumEncoder(network().eval())
     assert not slow.training
     assert not slow.encoder.training
     slow.train()
     assert slow.encoder[2].training
-    x = torch.randn(64, 3)
     assert (slow(x) != slow(x)).any()
+    assert not slow(torch.randn(4, 3, requires_grad=True)).requires_grad
     slow.eval()
     torch.testing.assert_close(slow(x), slow(x), rtol=0, atol=0)
+    slow.update(online)
+    assert all(p.requires_grad for p in online.parameters())
 
 
-@pytest.mark.parametrize("rate", [-0.1, 1.1, float("nan")])
-def test_a_rate_that_is_none(rate):
-    with pytest.raises(ValueError, match=f"rate.*{rate}"):
-        MomentumEncoder(network(), rate)
-    with pytest.raises(ValueError, match=f"rate.*{rate}"):
-        MomentumEncoder(network()).update(network(), rate)
-
-
-def test_another_module_is_refused():
+def test_mistakes_are_named():
+    for rate in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match=f"rate.*{rate}"):
+            MomentumEncoder(network(), rate)
+        with pytest.raises(ValueError, match=f"rate.*{rate}"):
+            MomentumEncoder(network()).update(network(), rate)
     with pytest.raises(ValueError, match=r"0\.weight"):
         MomentumEncoder(network()).update(nn.Linear(3, 4))
 

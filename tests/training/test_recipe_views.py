@@ -18,20 +18,14 @@ def test_nothing_but_the_case_of_first_letters_changes():
     assert made.lower() == TEXT.lower()
     assert [w[1:] for w in made.split(" ")] == [w[1:] for w in TEXT.split(" ")]
     assert switch_case(TEXT, rate=0.0, seed=1) == TEXT
-    assert switch_case(TEXT, rate=1.0, seed=1) == " ".join(w[0].swapcase() + w[1:] for w in TEXT.split(" "))
-
-
-@pytest.mark.parametrize(
-    ("text", "switched"),
-    [
+    for text, switched in (
         ("", ""),
         ("  two  spaces\tand a tab ", "  Two  Spaces\tAnd A Tab "),
         ('"quoted" (word) 42 4th', '"Quoted" (Word) 42 4Th'),
         ("ßtraße émile 你好", "ßTraße Émile 你好"),
-    ],
-)
-def test_every_kind_of_word(text, switched):
-    assert switch_case(text, rate=1.0, seed=0) == switched
+        (TEXT, " ".join(w[0].swapcase() + w[1:] for w in TEXT.split(" "))),
+    ):
+        assert switch_case(text, rate=1.0, seed=0) == switched
 
 
 def test_the_rate_is_the_share_of_words():
@@ -50,46 +44,34 @@ def test_it_is_a_function_of_text_seed_epoch_and_index():
     assert other.rstrip("\n") == made[0]
 
 
-@pytest.mark.parametrize("rate", [-0.1, 1.1, float("nan")])
-def test_a_rate_that_is_none(rate):
-    with pytest.raises(ValueError, match=f"rate.*{rate}"):
-        switch_case(TEXT, rate=rate, seed=0)
-    with pytest.raises(InputError, match=f"rate.*{rate}"):
-        with_switched_case(Dataset.from_dict({"anchor": ["a"]}), rate=rate, seed=0)
+NEGATED = [
+    ("The dog is not old.", "The dog is old."),
+    ("Not one of them came.", "one of them came."),
+    ("He never sleeps.", "He sleeps."),
+    ("It isn't here, and they aren't either.", "It is here, and they aren't either."),
+    ("It isn’t here.", "It is here."),
+    ("Can't we go?", "Can we go?"),
+    ("They won't come.", "They will come."),
+    ("I cannot see.", "I can see."),
+    ("She can swim.", "She can not swim."),
+    ("THE DOG IS OLD", "THE DOG IS not OLD"),
+    ("Is he old?", "Is he not old?"),
+    ("He has written a book.", "He has not written a book."),
+    ("He had walked home.", "He had not walked home."),
+    ("He has a dog.", "It is not true that he has a dog."),
+    ("He has red hair.", "It is not true that he has red hair."),
+    ("The dog runs.", "It is not true that the dog runs."),
+    ("Berlin lies in Prussia.", "It is not true that Berlin lies in Prussia."),
+    ("This island stays.", "It is not true that this island stays."),
+    ("A man notices it.", "It is not true that a man notices it."),
+    ("Yes, it was", "Yes, it was not"),
+    ("Had", "It is not true that Had"),
+    ("42", "It is not true that 42"),
+]
 
 
-@pytest.mark.parametrize(
-    ("text", "negated"),
-    [
-        ("The dog is not old.", "The dog is old."),
-        ("Not one of them came.", "one of them came."),
-        ("He never sleeps.", "He sleeps."),
-        ("It isn't here, and they aren't either.", "It is here, and they aren't either."),
-        ("It isn’t here.", "It is here."),
-        ("Can't we go?", "Can we go?"),
-        ("They won't come.", "They will come."),
-        ("I cannot see.", "I can see."),
-        ("She can swim.", "She can not swim."),
-        ("THE DOG IS OLD", "THE DOG IS not OLD"),
-        ("Is he old?", "Is he not old?"),
-        ("He has written a book.", "He has not written a book."),
-        ("He had walked home.", "He had not walked home."),
-        ("He has a dog.", "It is not true that he has a dog."),
-        ("He has red hair.", "It is not true that he has red hair."),
-        ("The dog runs.", "It is not true that the dog runs."),
-        ("Berlin lies in Prussia.", "It is not true that Berlin lies in Prussia."),
-        ("This island stays.", "It is not true that this island stays."),
-        ("A man notices it.", "It is not true that a man notices it."),
-        ("Yes, it was", "Yes, it was not"),
-        ("Had", "It is not true that Had"),
-        ("42", "It is not true that 42"),
-    ],
-)
-def test_the_rules_of_negation(text, negated):
-    assert negate(text) == negated
-
-
-def test_a_negation_is_never_the_sentence_itself():
+def test_the_rules_of_negation():
+    assert [negate(text) for text, _ in NEGATED] == [negated for _, negated in NEGATED]
     for text in (TEXT, "do", "not", "He is.", " lead", "", "don't"):
         assert negate(text) != text
 
@@ -118,23 +100,27 @@ def test_negations_make_negatives():
     assert with_negations(pairs)[0] == {"anchor": "a", "positive": "p", "negative": "It is not true that a"}
 
 
-@pytest.mark.parametrize(
-    ("columns", "view", "message"),
-    [
-        ({"text": ["a"]}, "negation", "anchor, got text"),
-        ({"text": ["a"]}, "case-switch", "anchor, got text"),
-        ({"anchor": ["a"], "negative_2": ["b"]}, "negation", "negative_2"),
-        ({"anchor": ["a"]}, "upper", "'upper'.*case-switch or negation"),
-    ],
-)
-def test_mistakes_are_named(columns, view, message):
-    with pytest.raises(InputError, match=message):
-        apply_view(Dataset.from_dict(columns), view)
-
-
 def test_a_view_by_name():
     corpus = Dataset.from_dict({"anchor": ["it is", "b c"]})
     assert apply_view(corpus, "none") is corpus
     assert apply_view(corpus, "negation")["negative"][:] == ["it is not", "It is not true that b c"]
     switched = apply_view(corpus, "case-switch", rate=1.0, seed=1, epoch=2)
     assert switched["positive"][:] == ["It Is", "B C"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "view", "rate", "message"),
+    [
+        ({"text": ["a"]}, "negation", 0.0, "anchor, got text"),
+        ({"text": ["a"]}, "case-switch", 0.0, "anchor, got text"),
+        ({"anchor": ["a"], "negative_2": ["b"]}, "negation", 0.0, "negative_2"),
+        ({"anchor": ["a"]}, "upper", 0.0, "'upper'.*case-switch or negation"),
+        *(({"anchor": ["a"]}, "case-switch", rate, f"rate.*{rate}") for rate in (-0.1, 1.1, float("nan"))),
+    ],
+)
+def test_mistakes_are_named(columns, view, rate, message):
+    with pytest.raises(InputError, match=message):
+        apply_view(Dataset.from_dict(columns), view, rate=rate)
+    if rate:
+        with pytest.raises(ValueError, match=message):
+            switch_case(TEXT, rate=rate, seed=0)
