@@ -105,39 +105,30 @@ def test_the_report_of_a_scored_run(run_of):
     assert np.isfinite(report.dev_before)
     assert document["options"]["objective_options"] == {"temperature": 0.05}
     assert document["options"]["pairs"] == run.given["pairs"]
-    best = weights(run.folder / f"checkpoint-{report.best_step}")
-    assert same(best, weights(run.folder))
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("simcse-sup", ["infonce (temperature 0.05)", "8 of batch 8", "before", "at step", "recipe"]),
-        ("hsimcse", ["40 texts, mean of 3 behind 0, refreshed every 3 steps", "corpus negative", "mode raw"]),
-        ("clusterns", ["3, adamw 0.1; in the last batch largest", "alpha 0", "not measured: no --sts-dir"]),
-    ],
-)
-def test_the_table_says_what_ran(run_of, name, words):
-    shown = io.StringIO()
-    Console(width=240, file=shown).print(table_of(run_of(name).report))
-    for word in words:
-        assert word in shown.getvalue()
-
-
-@pytest.mark.parametrize("name", ["simcse-sup", "hsimcse"])
-def test_the_picture_has_scores_where_there_are_some(run_of, tmp_path, name):
-    draw(run_of(name).report.as_dict(), tmp_path / "summary.png")
-    width = int.from_bytes((tmp_path / "summary.png").read_bytes()[16:20], "big")
-    assert width == (1950 if name == "simcse-sup" else 900)
-
-
-def test_the_log_has_sizes_and_false_negatives(run_of):
+    assert same(weights(run.folder / f"checkpoint-{report.best_step}"), weights(run.folder))
     stats = run_of("clusterns").report.stats
     assert {"margin", "false_share", "largest_cluster", "empty_clusters", "infonce"} <= stats.keys()
     assert 2 <= stats["largest_cluster"] <= 8
     state = torch.load(run_of("clusterns").folder / "checkpoint-8" / "clusters.pt", weights_only=True)
     assert bool(state["started"])
     assert state["centroids"].shape == (3, WIDTH)
+
+
+@pytest.mark.parametrize(
+    ("name", "inches", "words"),
+    [
+        ("simcse-sup", 13, ["infonce (temperature 0.05)", "8 of batch 8", "before", "at step", "recipe"]),
+        ("hsimcse", 6, ["40 texts, mean of 3 behind 0, refreshed every 3 steps", "corpus negative", "mode raw"]),
+        ("clusterns", 6, ["3, adamw 0.1; in the last batch largest", "alpha 0", "not measured: no --sts-dir"]),
+    ],
+)
+def test_table_and_picture_show_what_ran(run_of, tmp_path, name, inches, words):
+    shown = io.StringIO()
+    Console(width=240, file=shown).print(table_of(run_of(name).report))
+    for word in words:
+        assert word in shown.getvalue()
+    draw(run_of(name).report.as_dict(), tmp_path / "summary.png")
+    assert int.from_bytes((tmp_path / "summary.png").read_bytes()[16:20], "big") == 150 * inches, "scores, if any"
 
 
 def test_a_run_that_has_ended_is_not_trained_further(run_of, cut):

@@ -119,24 +119,14 @@ def test_rows_that_share_a_negative_do_not_fill_a_batch():
     check_fills_a_batch(shared.remove_columns("negative"), 6, "p", "--pairs")
 
 
-def test_corpus_drops_blank_lines(write):
+def test_a_corpus_is_a_text_a_line(write):
     assert read_corpus(write("corpus.txt.gz", "\n\n".join(sentences(24))))["anchor"][:] == sentences(24)
-
-
-@pytest.mark.parametrize("name", ["c.jsonl", "c.json", "c.csv", "c.TSV", "c.parquet", "c.jsonl.gz"])
-def test_tables_are_no_corpus(tmp_path, name):
-    path = tmp_path / name
-    path.write_text('{"_id": 1, "text": "a dog"}\n')
-    with pytest.raises(InputError, match=rf"^--bank '.*{name}' is a \.\w+ file: expected plain text, one text a line"):
-        read_corpus(path, "--bank")
-    with pytest.raises(ValueError, match=rf"^texts_or_path '.*{name}' is a \.\w+ file"):
-        CorpusIndex.from_texts(None, path)
-
-
-def test_a_byte_order_mark_is_no_text(tmp_path):
-    path = tmp_path / "pairs"
-    path.write_text("anchor\tpositive\na dog\ta cat\n", encoding="utf-8-sig")
-    assert read_pairs(path).to_dict() == {"anchor": ["a dog"], "positive": ["a cat"]}
+    for name in ("c.jsonl", "c.json", "c.csv", "c.TSV", "c.parquet", "c.jsonl.gz"):
+        path = write(name, '{"_id": 1, "text": "a dog"}\n')
+        with pytest.raises(InputError, match=rf"^--bank '.*{name}' is a \.\w+ file: expected plain text, one text a "):
+            read_corpus(path, "--bank")
+        with pytest.raises(ValueError, match=rf"^texts_or_path '.*{name}' is a \.\w+ file"):
+            CorpusIndex.from_texts(None, path)
 
 
 @pytest.mark.parametrize(
@@ -145,27 +135,20 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
         ("a\tb\nc\td\n", {"anchor": ["a", "c"], "positive": ["b", "d"]}),
         ("a\tb\tx\n\nc\td\ty\n", {"anchor": ["a", "c"], "positive": ["b", "d"], "negative": ["x", "y"]}),
         ("source\tpositive\tanchor\nweb\tb\ta\n", {"anchor": ["a"], "positive": ["b"]}),
+        ("\ufeffanchor\tpositive\na dog\ta cat\n", {"anchor": ["a dog"], "positive": ["a cat"]}),
         (
             "anchor\tpositive\tnegative_1\tnegative_2\na\tb\tx\ty\n",
             {"anchor": ["a"], "positive": ["b"], "negative_1": ["x"], "negative_2": ["y"]},
         ),
-    ],
-)
-def test_pairs_by_place_or_by_name(tmp_path, text, columns):
-    (tmp_path / "p.tsv").write_text(text, encoding="utf-8")
-    assert read_pairs(tmp_path / "p.tsv").to_dict() == columns
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
         ("a\n", "has 1 columns: expected 2 or 3"),
         ("a\tb\tc\td\n", "has 4 columns: expected 2 or 3"),
         ("a\tb\nc\n", "line 2 has 1 columns where the first line has 2"),
         ("a\tb\nc\t \n", "line 2 has an empty cell: expected text in column 2"),
     ],
 )
-def test_bad_pairs_are_one_sentence(tmp_path, text, says):
-    (tmp_path / "p.tsv").write_text(text, encoding="utf-8")
-    with pytest.raises(InputError, match=says):
-        read_pairs(tmp_path / "p.tsv")
+def test_pairs_by_place_or_by_name(write, text, columns):
+    if isinstance(columns, dict):
+        assert read_pairs(write("p.tsv", text)).to_dict() == columns
+    else:
+        with pytest.raises(InputError, match=columns):
+            read_pairs(write("p.tsv", text))
