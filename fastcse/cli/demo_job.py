@@ -57,10 +57,9 @@ def run_demo(options: DemoOptions, say: Callable[[str], None]) -> dict[str, Any]
     say("Reading the docstrings of the installed packages")
     split = split_pairs(collect_pairs(options.packages), held_out=options.held_out, seed=options.seed)
     if len(split.train) < options.batch_size or not split.held_out:
-        raise InputError(
-            f"--batch-size {options.batch_size} is more than the {len(split.train)} training pairs "
-            f"({len(split.held_out)} held out) found in the docstrings of {', '.join(options.packages)}"
-        )
+        found = f"{len(split.train)} training pairs ({len(split.held_out)} held out)"
+        where = f"found in the docstrings of {', '.join(options.packages)}"
+        raise InputError(f"--batch-size {options.batch_size} is more than the {found} {where}")
     anchors, positives = [p.summary for p in split.held_out], [p.rest for p in split.held_out]
     say(f"Scoring {len(anchors):,} held-out pairs before training")
     before = evaluate_retrieval(model, anchors, positives, label="before")
@@ -72,31 +71,25 @@ def run_demo(options: DemoOptions, say: Callable[[str], None]) -> dict[str, Any]
     say(f"Measuring the loss on {options.cost_rows} x {width} rows, fused and eager")
     cost = loss_cost(options, width, model.device.type)
     model.save_pretrained(str(folder / MODEL))
-    report = {
-        "before": asdict(before), "after": asdict(after), "backend": backend, "training": history, "cost": cost,
-        "data": _data(split), "options": asdict(options), "machine": _machine(),
-        "files": {name: str(folder / name) for name in (FIGURE, REPORT, MODEL)},
-        "seconds": round(time.perf_counter() - start, 1),
-    }  # fmt: skip
+    report = {"before": asdict(before), "after": asdict(after), "backend": backend, "training": history, "cost": cost}
+    report |= {"data": _data(split), "options": asdict(options), "machine": _machine()}
+    report |= {"files": {name: str(folder / name) for name in (FIGURE, REPORT, MODEL)}}
+    report |= {"seconds": round(time.perf_counter() - start, 1)}
     draw(report, folder / FIGURE)
     write_json(folder / REPORT, report)
     return report
 
 
-def _train(
-    options: DemoOptions, model: SentenceTransformer, split: Split, folder: Path
-) -> tuple[dict[str, list], str | None]:
+def _train(options: DemoOptions, model: SentenceTransformer, split: Split, folder: Path) -> tuple[dict, str | None]:
     """What the log has of each step, and the backend that ran."""
     objective = OBJECTIVES["focal"]
     loss = FusedContrastiveLoss(
         model, objective.loss, backend=options.backend, cite=objective.paper.bibtex, **objective.options
     )
     columns = {"anchor": [p.summary for p in split.train], "positive": [p.rest for p in split.train]}
-    trainer = make_trainer(
-        model, Dataset.from_dict(columns), loss, output_dir=folder, batch_size=options.batch_size,
-        max_steps=options.max_steps, lr=options.lr, max_length=options.max_length, seed=options.seed, save_steps=None,
-        warmup_steps=round(WARMUP_SHARE * options.max_steps), label="train focal",
-    )  # fmt: skip
+    given = {name: getattr(options, name) for name in ("batch_size", "max_steps", "lr", "max_length", "seed")}
+    given |= {"save_steps": None, "warmup_steps": round(WARMUP_SHARE * options.max_steps), "label": "train focal"}
+    trainer = make_trainer(model, Dataset.from_dict(columns), loss, output_dir=folder, **given)
     trainer.train()
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     return {name: [entry[name] for entry in log] for name in HISTORY}, loss.used_backend
@@ -150,10 +143,8 @@ def _machine() -> dict[str, Any]:
 def draw(report: dict[str, Any], path: Path) -> None:
     """One page: the loss while training, the scores before and after, the embeddings' geometry, the loss' cost."""
     options, data, cost, steps = report["options"], report["data"], report["cost"], report["training"]["step"]
-    title = (
-        f"fastcse demo: {options['model']} on {data['train']:,} docstrings, {len(steps)} steps of "
-        f"{options['batch_size']}, backend {report['backend']}"
-    )
+    title = f"fastcse demo: {options['model']} on {data['train']:,} docstrings, "
+    title += f"{len(steps)} steps of {options['batch_size']}, backend {report['backend']}"
     with plots.page(path, 2, 2, size=(11, 7.6), title=title) as (training, retrieval, geometry, price):
         plots.curve(training, steps, report["training"]["loss"])
         training.set_title("Focal-InfoNCE loss on training batches")
@@ -168,21 +159,17 @@ def draw(report: dict[str, Any], path: Path) -> None:
         for when, place in places.items():
             geometry.scatter(*place, s=120, color=BEFORE_AFTER[when], label=when, zorder=3)
         geometry.margins(0.35)
-        geometry.set(title="Alignment and uniformity (down and left is better)", xlabel="uniformity")
-        geometry.set_ylabel("alignment")
+        title = "Alignment and uniformity (down and left is better)"
+        geometry.set(title=title, xlabel="uniformity", ylabel="alignment")
         geometry.legend()
         units = {"time": ("ms", "ms")} | ({} if cost["fused_mib"] is None else {"memory": ("mib", "MiB")})
         kinds = {"fused": f"fused ({cost['backend']})", "eager": "eager torch"}
         # Shares of eager, so that milliseconds and megabytes fit one axis; the labels have the numbers.
         values = {kinds[kind]: [cost[f"{kind}_{key}"] for key, _ in units.values()] for kind in kinds}
-        shares = {
-            kind: [value / eager for value, eager in zip(of, values["eager torch"])] for kind, of in values.items()
-        }
-        labels = {
-            kind: [f"{value:,.0f} {unit}" for value, (_, unit) in zip(of, units.values())]
-            for kind, of in values.items()
-        }
+        eager, shown = values["eager torch"], [unit for _, unit in units.values()]
+        shares = {kind: [value / most for value, most in zip(of, eager)] for kind, of in values.items()}
+        labels = {kind: [f"{value:,.0f} {unit}" for value, unit in zip(of, shown)] for kind, of in values.items()}
         plots.columns(price, list(units), shares, dict(zip(values, (plots.STRONG, plots.EAGER))), labels)
-        price.set_title(f"Focal loss, forward and backward, N = {cost['rows']}, D = {cost['width']}")
-        price.set_ylabel("share of eager")
+        title = f"Focal loss, forward and backward, N = {cost['rows']}, D = {cost['width']}"
+        price.set(title=title, ylabel="share of eager")
         price.legend(ncols=2, loc="upper right")

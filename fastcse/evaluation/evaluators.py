@@ -118,11 +118,10 @@ class PairRetrievalEvaluator(InformationRetrievalEvaluator):
     def __init__(self, anchors: list[str], positives: list[str], *, batch_size: int = 64, progress: tqdm | None = None):
         # Ids of equal width, so that the evaluator's order of ties (by id) is the order of the rows.
         ids = [f"{i:08d}" for i in range(len(anchors))]
-        super().__init__(
-            dict(zip(ids, anchors)), dict(zip(ids, positives)), {i: {i} for i in ids}, batch_size=batch_size,
-            mrr_at_k=[10], ndcg_at_k=[10], accuracy_at_k=[1], precision_recall_at_k=[1], map_at_k=[10],
-            main_score_function="cosine", name="pairs",
-        )  # fmt: skip
+        depths = {"mrr_at_k": [10], "ndcg_at_k": [10], "map_at_k": [10]}
+        depths |= {"accuracy_at_k": [1], "precision_recall_at_k": [1]}
+        texts = dict(zip(ids, anchors)), dict(zip(ids, positives)), {i: {i} for i in ids}
+        super().__init__(*texts, batch_size=batch_size, main_score_function="cosine", name="pairs", **depths)
         self.progress = progress
 
     def embed_inputs(self, model: SentenceTransformer, sentences: list[str], *, encode_fn_name=None, **kwargs):

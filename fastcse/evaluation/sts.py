@@ -76,6 +76,6 @@ def sts_folder(directory: str | Path, argument: str) -> Path:
     """The folder, or an InputError if it is not one."""
     root = Path(directory)
     if not root.is_dir():
-        raise InputError(f"{argument} {str(directory)!r} is {'a file' if root.exists() else 'missing'}: "
-                         f"expected a folder with .tsv or .tsv.gz files")  # fmt: skip
+        what = f"{argument} {str(directory)!r} is {'a file' if root.exists() else 'missing'}"
+        raise InputError(f"{what}: expected a folder with .tsv or .tsv.gz files")
     return root

@@ -1,8 +1,10 @@
 """Adapters to other training libraries; each is imported by its own name, so none is a hard requirement. Here is what
-several of them share: sums over candidates without a positive among them, for losses of more than one sweep."""
+they share: sums over candidates without a positive among them, for losses of more than one sweep, and a warning."""
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -13,6 +15,12 @@ from ..losses.infonce import infonce_loss
 
 # A sum below this is lost beside any other term, and its logarithm has no usable gradient.
 _SMALLEST = 1e-37
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+    """Log a warning, the first time that it is given."""
+    logging.getLogger(__name__).warning(message)
 
 
 def log_partition(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any, NamedTuple
 
 import torch
@@ -19,14 +18,11 @@ from ..ops import checks
 from ..ops.dispatch import last_backend
 from ..ops.topk_search import topk
 from ..reference import row_similarity
-from . import log_partition
-
-logger = logging.getLogger(__name__)
+from . import log_partition, warn_once
 
 POSITIVES = ("hardest", "all")
 # Pairs whose two rows are copied at once.
 AT_ONCE = 2**15
-_announced: set[str] = set()
 
 
 class NTXentLoss(peer.NTXentLoss):
@@ -86,10 +82,7 @@ class NTXentLoss(peer.NTXentLoss):
             raise ValueError("labels or indices_tuple must be given, got None for both")
         metric = _similarity_of(self.distance)
         if metric is None:
-            name = type(self.distance).__name__
-            if name not in _announced:
-                _announced.add(name)
-                logger.warning("distance=%s runs in pytorch-metric-learning's own NTXentLoss", name)
+            warn_once(f"distance={type(self.distance).__name__} runs in pytorch-metric-learning's own NTXentLoss")
             self.used_backend = "pytorch-metric-learning"
             return super().compute_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         cosine = metric == "cosine"

@@ -61,8 +61,8 @@ def _settings(run: Run) -> list[list[Change]]:
 def _machines(run: Run) -> list[list[Change]]:
     """The corpus off the GPUs; more GPUs, whole hosts once there is one, as many as divide the batch."""
     unit = run.gpus_per_host
-    counts = [*range(run.gpus + 1, unit),
-              *range((run.gpus // unit + 1) * unit, MOST_TIMES * max(run.gpus, unit) + 1, unit)]  # fmt: skip
+    whole_hosts = range((run.gpus // unit + 1) * unit, MOST_TIMES * max(run.gpus, unit) + 1, unit)
+    counts = [*range(run.gpus + 1, unit), *whole_hosts]
     host = Change({"bank": "host"}, "every search reads the corpus through PCIe")
     return [
         [host] if run.corpus and run.bank == "gpu" else [],

@@ -112,10 +112,8 @@ class Progress(TrainerCallback):
         self.label, self.score, self.shown, self.bar = label, score, {}, None
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.bar = tqdm(
-            total=state.max_steps, initial=state.global_step, desc=self.label, unit=" steps", dynamic_ncols=True,
-            disable=not state.is_world_process_zero,
-        )  # fmt: skip
+        steps = {"total": state.max_steps, "initial": state.global_step, "unit": " steps"}
+        self.bar = tqdm(**steps, desc=self.label, dynamic_ncols=True, disable=not state.is_world_process_zero)
 
     def on_step_end(self, args, state, control, **kwargs):
         self.bar.update(state.global_step - self.bar.n)

@@ -8,7 +8,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.losses.gradcache import _create_minibatch
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
-from tiny_encoder import WIDTH, sentences, write_tiny_encoder
+from tiny_encoder import WIDTH, sentences
 
 import fastcse
 from fastcse import CorpusIndex, CorpusNegatives, OnlineKMeans
@@ -18,8 +18,8 @@ N = 11  # of no multiple of the mini-batch
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    return SentenceTransformer(write_tiny_encoder(tmp_path_factory.mktemp("tiny")), device="cpu").double().train()
+def encoder(encoder_path):
+    return SentenceTransformer(encoder_path, device="cpu").double().train()
 
 
 def columns_of(encoder, count):

@@ -14,13 +14,16 @@ from fastcse.training import encoders
 from fastcse.training.encoders import find_minilm, load_encoder
 
 
-def test_pooling_is_set_or_kept(encoder_path):
+def test_pooling_is_set_or_kept(encoder_path, encoder, tmp_path):
     text = sentences(3)
     model = load_encoder(encoder_path, pooling="cls")
     tokens = model.encode(text, output_value="token_embeddings")
     expected = np.stack([one[0].numpy() for one in tokens])
     np.testing.assert_allclose(model.encode(text), expected, atol=1e-6)
     assert not np.allclose(load_encoder(encoder_path).encode(text), expected, atol=1e-3)
+    SentenceTransformer(modules=[encoder[0], Normalize()], device="cpu").save_pretrained(str(tmp_path))
+    with pytest.raises(InputError, match=r"--pooling 'cls' needs a pooling layer, but MODEL '.*' has"):
+        load_encoder(str(tmp_path), pooling="cls", argument="MODEL")
 
 
 def test_minilm_has_dropout_and_other_weights_are_refused(monkeypatch, tmp_path):
@@ -61,12 +64,6 @@ def test_minilm_is_looked_for_in_the_cache_then_the_hub_then_the_package(monkeyp
             find_minilm()
         assert asked == expected
         asked.clear()
-
-
-def test_pooling_needs_a_pooling_layer(tmp_path, encoder):
-    SentenceTransformer(modules=[encoder[0], Normalize()], device="cpu").save_pretrained(str(tmp_path))
-    with pytest.raises(InputError, match=r"--pooling 'cls' needs a pooling layer, but MODEL '.*' has"):
-        load_encoder(str(tmp_path), pooling="cls", argument="MODEL")
 
 
 def test_an_encoder_that_is_not_there_is_one_sentence(tmp_path):

@@ -1,9 +1,10 @@
 """The loss class of sentence-transformers' trainer: its columns, views, statistics, and what it is called with."""
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 import torch.nn.functional as F
-from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
 from tiny_encoder import WIDTH, sentences
 
@@ -34,34 +35,24 @@ def test_columns_are_anchor_positive_and_negatives(encoder, count, margin):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
-def test_one_column_is_encoded_twice_in_one_pass(encoder, monkeypatch):
-    features = encoder.preprocess(sentences(5))
-    encoder.train()
+def test_one_column_is_encoded_twice_in_one_pass(encoder):
+    features = encoder.train().preprocess(sentences(5))
     torch.manual_seed(1)
     double = {k: torch.cat([v, v]) if torch.is_tensor(v) else v for k, v in features.items()}
     expected = encoder(double)["sentence_embedding"].chunk(2)
-    seen = []
-    forward = SentenceTransformer.forward
-    monkeypatch.setattr(
-        SentenceTransformer, "forward", lambda self, f, **kw: seen.append(len(f["input_ids"])) or forward(self, f, **kw)
-    )
-    torch.manual_seed(1)
-    loss = FusedContrastiveLoss(encoder, fastcse.infonce_loss, temperature=0.05)
-    got = loss([features])
-    assert seen == [10]
-    torch.testing.assert_close(got, by_hand(*expected, [], 0.05))
     assert not torch.equal(*expected)  # two dropout masks
-
-
-def test_a_packed_batch_is_encoded_in_two_passes():
-    calls = []
-
-    def model(features):
-        calls.append(features)
-        return {"sentence_embedding": torch.randn(3, 4)}
-
+    model = Mock(side_effect=encoder)
+    torch.manual_seed(1)
+    first, second = two_views(model, features)
+    assert torch.equal(torch.cat([first, second]), torch.cat(expected))
+    assert [len(call.args[0]["input_ids"]) for call in model.call_args_list] == [10]
+    torch.manual_seed(1)
+    got = FusedContrastiveLoss(encoder, fastcse.infonce_loss, temperature=0.05)([features])
+    torch.testing.assert_close(got, by_hand(*expected, [], 0.05))
+    # A batch that is packed into one row cannot be doubled.
+    model = Mock(side_effect=lambda features: {"sentence_embedding": torch.randn(3, 4)})
     a, b = two_views(model, {"input_ids": torch.zeros(1, 9), "cu_seq_lens_q": torch.tensor([0, 3, 6, 9])})
-    assert len(calls) == 2
+    assert model.call_count == 2
     assert a.shape == b.shape == (3, 4)
 
 

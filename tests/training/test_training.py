@@ -113,13 +113,11 @@ def test_a_run_that_is_killed_while_it_saves_goes_on_from_the_checkpoint_before(
 def test_a_damaged_state_is_one_sentence(run_of, cut):
     run = run_of("clusterns")
     folder = cut(run, last=99)
-    (folder / "checkpoint-8" / "clusters.pt").write_bytes(b"")
-    given = run.given | {"output_dir": str(folder), "resume": True}
-    with pytest.raises(InputError, match=r"resume cannot read '.*checkpoint-8/clusters\.pt': "):
-        train(options_of(given))
-    (folder / "checkpoint-8" / "clusters.pt").unlink()
-    with pytest.raises(InputError, match=r"resume cannot read '.*checkpoint-8/clusters\.pt': "):
-        train(options_of(given))
+    state = folder / "checkpoint-8" / "clusters.pt"
+    for damage in (lambda: state.write_bytes(b""), state.unlink):
+        damage()
+        with pytest.raises(InputError, match=r"resume cannot read '.*checkpoint-8/clusters\.pt': "):
+            train(options_of(run.given | {"output_dir": str(folder), "resume": True}))
 
 
 def test_only_stsb_dev_is_opened(options, text, tmp_path, monkeypatch):
@@ -244,10 +242,8 @@ def test_what_is_left_out_is_said_before_the_run_and_in_the_report(options, tmp_
 
 @pytest.mark.parametrize("name", ["pairs", "corpus"])
 def test_the_loss_gets_anchor_positive_and_negative_and_no_text_twice(options, text, tmp_path, monkeypatch, name):
-    mined = tmp_path / "mined.jsonl"
-    rows = [line.split("\t") for line in Path(text.triplets).read_text().splitlines()]
-    names = ("anchor", "positive", "negative")
-    mined.write_text("".join(json.dumps(dict(zip(names, row))) + "\n" for row in rows))
+    mined = tmp_path / "mined.tsv"
+    mined.write_text("anchor\tpositive\tnegative\n" + Path(text.triplets).read_text())
     seen, batches, plain, make = [], [], FusedContrastiveLoss.compute_loss_from_embeddings, run.make_trainer
 
     def spy(self, embeddings, labels=None):
@@ -271,19 +267,13 @@ def test_the_loss_gets_anchor_positive_and_negative_and_no_text_twice(options, t
         assert len(texts) == len(set(texts))
 
 
-def test_texts_are_cut_in_training_only(encoder, monkeypatch, tmp_path):
+def test_texts_are_cut_in_training_only(encoder, tmp_path):
     long = [" ".join([sentence] * 12) for sentence in sentences(8)]
     widths = []
-    original = SentenceTransformer.forward
-    monkeypatch.setattr(
-        SentenceTransformer, "forward",
-        lambda self, f, **kw: widths.append(f["input_ids"].shape[1]) or original(self, f, **kw),
-    )  # fmt: skip
+    encoder[0].register_forward_pre_hook(lambda _, given: widths.append(given[0]["input_ids"].shape[1]))
     loss = FusedContrastiveLoss(encoder, fastcse.infonce_loss, temperature=0.05)
-    make_trainer(
-        encoder, Dataset.from_dict({"anchor": long}), loss, output_dir=tmp_path, batch_size=4, max_steps=1, lr=1e-4,
-        max_length=10, seed=0, save_steps=None,
-    ).train()  # fmt: skip
+    options = {"batch_size": 4, "max_steps": 1, "lr": 1e-4, "max_length": 10, "seed": 0, "save_steps": None}
+    make_trainer(encoder, Dataset.from_dict({"anchor": long}), loss, output_dir=tmp_path, **options).train()
     assert widths == [10]
     encoder.encode(long)
     assert widths[-1] == encoder.max_seq_length == 64

@@ -7,7 +7,6 @@ logsumexp of its terms, or with a softmax of its own for each direction their me
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -22,13 +21,10 @@ from ...losses.infonce import infonce_loss
 from ...ops import checks
 from ...ops.dispatch import last_backend
 from ...reference import row_similarity
-from .. import log_partition
-
-logger = logging.getLogger(__name__)
+from .. import log_partition, warn_once
 
 # The similarities that a sweep computes itself, and whether it normalises for them.
 FUSED = {cos_sim: True, dot_score: False}
-_announced: set[str] = set()
 
 
 class MultipleNegativesRankingLoss(peer.MultipleNegativesRankingLoss):
@@ -86,9 +82,7 @@ class MultipleNegativesRankingLoss(peer.MultipleNegativesRankingLoss):
             raise ValueError(f"expected at least 2 columns of embeddings, query and positive, got {len(embeddings)}")
         if self.similarity_fct not in FUSED:
             name = similarity_fct_name(self.similarity_fct)
-            if name not in _announced:
-                _announced.add(name)
-                logger.warning("similarity_fct=%s runs in sentence-transformers' own loss: no fused sweep has it", name)
+            warn_once(f"similarity_fct={name} runs in sentence-transformers' own loss: no fused sweep has it")
             self.used_backend = "sentence-transformers"
             return super().compute_loss_from_embeddings(embeddings, labels)
         everyone, first = list(embeddings), 0
