@@ -121,12 +121,12 @@ def table(
     return made
 
 
-def facts(rows: Iterable[tuple[str, str]], title: str | None = None) -> Table:
-    """Names and values, both plain text."""
+def facts_table(facts: dict[str, str], title: str | None = None) -> Table:
+    """Two columns without a frame, names and values, both plain text."""
     made = Table(title=title, title_justify="left", show_header=False, box=None)
     made.add_column(style="bold")
     made.add_column(overflow="fold")
-    for name, value in rows:
+    for name, value in facts.items():
         made.add_row(escape(name), escape(value))
     return made
 

@@ -10,7 +10,7 @@ from rich.console import Group
 
 from ..ops.dispatch import check_backend
 from ..options import build, check, option
-from .console import Json, facts, quiet_stdout, show, shown, table
+from .console import Json, facts_table, quiet_stdout, show, shown, table
 from .options import command
 
 HIGHER, LOWER = "higher is better", "lower is better"
@@ -78,5 +78,5 @@ def _tables(report: dict[str, Any]) -> Group:
     return Group(
         table(title, ("", ">before", ">after", ">change"), scores),
         table(f"focal loss, forward and backward, {where}", ("", ">fused", ">eager", ">eager / fused"), costs),
-        facts(about.items()),
+        facts_table(about),
     )

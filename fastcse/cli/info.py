@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from .console import Json, facts, one_sentence_errors, show, table
+from .console import Json, facts_table, one_sentence_errors, show, table
 
 PACKAGES = ("torch", "triton", "numpy", "transformers", "sentence-transformers", "faiss-cpu")
 
@@ -65,13 +65,13 @@ def _gpus() -> list[dict[str, Any]]:
 def _machine(found: dict[str, Any]) -> Table:
     cpu, packages = found["cpu"], found["packages"].items()
     gpus = [f"{gpu['name']}, {gpu['capability']}, {gpu['memory_gib']} GiB" for gpu in found["gpu"]]
-    rows = [
-        ("python", f"{found['python']} on {found['system']}"),
-        *((name, version or "not installed") for name, version in packages),
-        ("cpu", f"{cpu['model']}, {cpu['capability']}, {cpu['threads']} thread(s)"),
-        *(("gpu", gpu) for gpu in gpus or ["none that torch can use"]),
-    ]
-    return facts(rows, f"fastcse {found['fastcse']}")
+    facts = {
+        "python": f"{found['python']} on {found['system']}",
+        **{name: version or "not installed" for name, version in packages},
+        "cpu": f"{cpu['model']}, {cpu['capability']}, {cpu['threads']} thread(s)",
+        "gpu": "\n".join(gpus) or "none that torch can use",
+    }
+    return facts_table(facts, f"fastcse {found['fastcse']}")
 
 
 def _backends(backends: dict[str, Any]) -> Table:

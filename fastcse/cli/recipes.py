@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ..errors import flag
 from ..training.recipes.table import RECIPES, Recipe, get_recipe
-from .console import Json, facts, one_sentence_errors, show, table
+from .console import Json, facts_table, one_sentence_errors, show, table
 
 
 @one_sentence_errors
@@ -40,7 +40,7 @@ def _details(recipe: Recipe) -> list[Table]:
     }
     published = (map(escape, setting) for setting in recipe.settings())
     return [
-        facts(about.items(), recipe.name),
+        facts_table(about, recipe.name),
         table("published", ("setting", "value", "source"), published),
         table("not reproduced", ("",), ([escape(sentence)] for sentence in recipe.not_reproduced)),
     ]

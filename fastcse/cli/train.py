@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from ..training.options import TrainOptions, options_of
-from .console import Json, facts, quiet_stdout, show, shown
+from .console import Json, facts_table, quiet_stdout, show, shown
 from .options import command
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def table_of(report: TrainReport) -> Table:
         "STS-B dev": scores if report.dev else "not measured: no --sts-dir, so the last step is saved",
         "saved": f"{report.saved}; its picture is summary.png, its log log.jsonl",
     }
-    return facts(((name, value) for name, value in rows.items() if value), "training")
+    return facts_table({name: value for name, value in rows.items() if value}, "training")
 
 
 def _steps(report: TrainReport) -> str:
