@@ -203,3 +203,18 @@ def run(forced, backend, device):
         )
 
     return go
+
+
+@pytest.fixture(scope="session")
+def encoder_path(tmp_path_factory):
+    """A tiny encoder on the disk, for all tests that need a real one."""
+    from tiny_encoder import write_tiny_encoder
+
+    return write_tiny_encoder(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def encoder(encoder_path):
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(encoder_path, device="cpu")

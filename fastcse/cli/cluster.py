@@ -11,17 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.markup import escape
 from rich.table import Table
 
 from ..clustering.kmeans import INITS, KMeans
 from ..errors import InputError
 from ..files import write_atomic
-from ..ops.dispatch import last_backend
+from ..ops.dispatch import check_backend, last_backend
 from ..ops.kmeans_steps import METRICS
 from ..options import build, check, option
-from ..training.options import check_backend
-from .console import Json, show
+from .console import Json, facts_table, show
 from .options import command
 
 SUFFIX = ".npy"
@@ -200,21 +198,17 @@ def _sizes(labels: torch.Tensor, clusters: int) -> dict[str, int | float]:
 def _facts(report: dict[str, Any]) -> Table:
     sizes = report["sizes"]
     written = [report[name] for name in ("labels", "centroids") if report[name] is not None]
-    facts = {
-        "points": f"{report['points']:,} of width {report['width']:,}, {report['dtype']}",
-        "clusters": f"{report['clusters']:,}",
-        "metric": report["metric"],
-        "iterations": f"{report['iterations']:,}",
-        "inertia": f"{report['inertia']:.6g}",
-        "sizes": f"smallest {sizes['smallest']:,}, median {sizes['median']:,g}, largest {sizes['largest']:,}, "
-        f"{sizes['empty']:,} empty",
-        "time": f"{report['seconds']:.1f} s",
-        "backend": report["backend"],
-        "written": escape(", ".join(written)),
-    }
-    table = Table(show_header=False, box=None)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    for name, value in facts.items():
-        table.add_row(name, value)
-    return table
+    return facts_table(
+        {
+            "points": f"{report['points']:,} of width {report['width']:,}, {report['dtype']}",
+            "clusters": f"{report['clusters']:,}",
+            "metric": report["metric"],
+            "iterations": f"{report['iterations']:,}",
+            "inertia": f"{report['inertia']:.6g}",
+            "sizes": f"smallest {sizes['smallest']:,}, median {sizes['median']:,g}, largest {sizes['largest']:,}, "
+            f"{sizes['empty']:,} empty",
+            "time": f"{report['seconds']:.1f} s",
+            "backend": report["backend"],
+            "written": ", ".join(written),
+        }
+    )

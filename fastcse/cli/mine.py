@@ -14,11 +14,11 @@ from ..files import SHA256, sha256_of
 from ..mining.formats import FORMATS
 from ..mining.options import MiningOptions
 from ..mining.texts import EncodingOptions
+from ..ops.dispatch import check_backend
 from ..options import build, check, flat, option, part
 from ..retrieval.arguments import OPTIONS as KINDS
 from ..retrieval.faiss_index import import_faiss
-from ..training.options import check_backend
-from .console import Json, quiet_stdout, show
+from .console import Json, facts_table, quiet_stdout, show
 from .options import command
 
 SUFFIXES = (".jsonl", ".tsv")
@@ -127,14 +127,12 @@ def mine(given: dict[str, Any], as_json: Json = False) -> None:
 
 
 def _facts(report: dict[str, Any], options: MineOptions) -> Table:
-    table = Table(show_header=False, box=None)
-    table.add_column(style="bold")
-    table.add_column()
     mined = f"{report['negatives']:,} for {report['queries']:,} anchors among {report['candidates']:,} candidates"
-    table.add_row("negatives", mined)
-    table.add_row("backend", report["backend"])
-    table.add_row("time", f"{report['seconds']:.0f} s")
+    facts = {
+        "negatives": mined,
+        "backend": report["backend"],
+        "time": f"{report['seconds']:.0f} s",
+    }
     if options.cache_folder is not None:
-        table.add_row("embeddings", f"kept in {options.cache_folder}")
-    table.add_row("written", f"{report['output']}, {report['rows']:,} rows of --format {options.format}")
-    return table
+        facts["embeddings"] = f"kept in {options.cache_folder}"
+    return facts_table(facts | {"written": f"{report['output']}, {report['rows']:,} rows of --format {options.format}"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import shutil
@@ -124,32 +125,23 @@ def row_writer(table: pa.Table, options: MineOptions) -> Callable[[BinaryIO], No
 
     The same rows give the same bytes. A list of scores is written to a table as JSON.
     """
+    is_table, is_packed = options.suffix == ".tsv", options.output.endswith(".gz")
+
+    def line(row: dict[str, Any]) -> str:
+        if not is_table:
+            return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+        cells = (cell if isinstance(cell, str) else json.dumps(cell, allow_nan=False) for cell in row.values())
+        return "\t".join(cells) + "\n"
 
     def write(file: BinaryIO) -> None:
-        if options.output.endswith(".gz"):
-            with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
-                _write_rows(table, options.suffix, packed)
-        else:
-            _write_rows(table, options.suffix, file)
+        packed = gzip.GzipFile("", "wb", fileobj=file, mtime=0) if is_packed else contextlib.nullcontext(file)
+        with packed as lines:
+            if is_table:
+                lines.write(("\t".join(table.column_names) + "\n").encode())
+            for batch in table.to_batches(max_chunksize=ROWS_AT_ONCE):
+                lines.write("".join(map(line, batch.to_pylist())).encode())
 
     return write
-
-
-def _write_rows(table: pa.Table, suffix: str, file: Any) -> None:
-    if suffix == ".tsv":
-        file.write(("\t".join(table.column_names) + "\n").encode())
-    line = _json_line if suffix == ".jsonl" else _table_line
-    for batch in table.to_batches(max_chunksize=ROWS_AT_ONCE):
-        file.write("".join(line(row) for row in batch.to_pylist()).encode())
-
-
-def _json_line(row: dict[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _table_line(row: dict[str, Any]) -> str:
-    cells = (cell if isinstance(cell, str) else json.dumps(cell, allow_nan=False) for cell in row.values())
-    return "\t".join(cells) + "\n"
 
 
 def _load_model(options: MineOptions) -> SentenceTransformer:

@@ -15,7 +15,7 @@ from ..ops.topk_search import TopK
 from ..retrieval.arrays import as_rows, check_finite, is_mapped
 from ..retrieval.exact import is_excluded
 from ..retrieval.index import CorpusIndex
-from .options import FilterCounts, MiningOptions
+from .options import MiningOptions, count
 from .positives import PairLookup, Positives
 
 MOST_WIDENED = 8  # times the first window, where every further candidate costs a pass of the reranker
@@ -111,23 +111,30 @@ def _pair_scores(a: Tensor, c: Tensor, metric: str) -> Tensor:
     return torch.where(zero, 0.0, score / (length[0] * length[1]))
 
 
-class Reranker:
+class Reranker(NamedTuple):
     """Cross-encoder reranking: calls `rerank(query_numbers (n,), corpus_rows (n,)) -> (n,) scores`.
 
     Raises:
         ValueError: the scores are not (n,) finite numbers.
     """
 
-    def __init__(self, rerank: Rerank, bar: Any):
-        self._rerank, self._bar = rerank, bar
+    rerank: Rerank
+    bar: Any
 
     def __call__(self, number: Tensor, ids: Tensor) -> Tensor:
         """(n,) float32 scores of pairs."""
         parts = [torch.zeros(0, dtype=torch.float32, device=ids.device)]
         for some_number, some in zip(number.split(RERANKED_AT_ONCE), ids.split(RERANKED_AT_ONCE)):
-            if some.numel():
-                parts.append(self._scores(some_number, some))
-                self._bar.update(len(some))
+            if not some.numel():
+                continue
+            scores = torch.as_tensor(self.rerank(some_number, some)).detach().to(ids.device, torch.float32)
+            if scores.shape != some.shape:
+                raise ValueError(f"rescore must give {len(some)} scores, one for each pair, got {tuple(scores.shape)}")
+            for at in (~torch.isfinite(scores)).nonzero()[:1, 0].tolist():
+                pair = f"query {int(some_number[at])} and corpus row {int(some[at])}"
+                raise ValueError(f"rescore must give finite scores, got {scores[at].item()} for {pair}")
+            parts.append(scores)
+            self.bar.update(len(some))
         return torch.cat(parts)
 
     def candidates(self, number: Tensor, scores: Tensor, ids: Tensor) -> Tensor:
@@ -135,19 +142,6 @@ class Reranker:
         there = scores > -torch.inf
         new = self(number[:, None].expand_as(ids)[there], ids[there])
         return torch.full_like(scores, -torch.inf).masked_scatter(there, new)
-
-    def _scores(self, number: Tensor, ids: Tensor) -> Tensor:
-        scores = torch.as_tensor(self._rerank(number, ids)).detach().to(ids.device, torch.float32)
-        if scores.shape != ids.shape:
-            raise ValueError(f"rescore must give {ids.shape[0]} scores, one for each pair, got {tuple(scores.shape)}")
-        wrong = (~torch.isfinite(scores)).nonzero()[:, 0]
-        if wrong.numel():
-            at = int(wrong[0])
-            raise ValueError(
-                f"rescore must give finite scores, got {scores[at].item()} for query {int(number[at])} and "
-                f"corpus row {int(ids[at])}"
-            )
-        return scores
 
 
 class Candidates(NamedTuple):
@@ -179,7 +173,8 @@ class CandidateSearch:
     reranker: Reranker | None
 
     def __post_init__(self):
-        self.counts, self.widened = FilterCounts(), 0
+        self.counts: dict[str, Tensor] = {}
+        self.widened = 0
         self._is_positive = PairLookup(self.positives)
         self.depth = self.end + self.positives.most  # ranks of the first window, excluded rows not counted
 
@@ -207,12 +202,12 @@ class CandidateSearch:
 
     def _remaining(self, rows: Tensor, scores: Tensor, ids: Tensor, first: bool = False) -> tuple[Tensor, Tensor]:
         """Scores, -inf for what is dropped, and ids, -1 for what is excluded; counted in the first window."""
-        counts = self.counts if first else FilterCounts()
+        counts = self.counts if first else {}
         if self.exclude.shape[1]:
             out = is_excluded(ids, self.exclude[rows]) & (ids >= 0)
             if self.options.include_positives:
                 out &= ~self._is_positive(rows, ids)
-            counts.add("exclude", out, ids >= 0)
+            count(counts, "exclude", out, ids >= 0)
             ids = ids.masked_fill(out, -1)
         if first:
             # Excluded rows must not shorten the window of one query and lengthen that of another.
@@ -220,7 +215,7 @@ class CandidateSearch:
         scores = scores.masked_fill(ids < 0, -torch.inf)
         if not self.options.include_positives:
             positive = self._is_positive(rows, ids)
-            counts.add("positive", positive, ids >= 0)
+            count(counts, "positive", positive, ids >= 0)
             scores = scores.masked_fill(positive, -torch.inf)
         if self.reranker is not None:
             scores = self.reranker.candidates(rows, scores, ids)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,23 +41,44 @@ def as_table(mined: MinedNegatives, texts: PairTexts, output_format: str, output
     import pyarrow as pa
 
     check_format(output_format, texts.names)
-    return pa.table(_BUILD[output_format](_Grid(mined, texts), output_scores))
-
-
-class _Grid:
-    """Positives by negatives: (P, n) scores and rows, of which those above -inf are there."""
-
-    def __init__(self, mined: MinedNegatives, texts: PairTexts):
-        self.mined, self.queries, self.corpus = mined, texts.queries, texts.corpus
-        self.anchor_name, self.positive_name = texts.names
-        self.pair_query, self.pair_column = mined.positives.queries, mined.positives.indices
-        self.pair_scores = mined.positive_scores
-        self.scores, self.columns = mined.scores[self.pair_query], mined.indices[self.pair_query]
-        self.there = self.columns >= 0
-
-    def texts(self, anchor: Tensor, positive: Tensor) -> dict[str, Any]:
-        """The two columns of text that every format begins with."""
-        return {self.anchor_name: take(self.queries, anchor), self.positive_name: take(self.corpus, positive)}
+    query, positive, positive_scores = mined.positives.queries, mined.positives.indices, mined.positive_scores
+    anchor_name, positive_name = texts.names
+    if output_format == "labeled-pair":  # of each query the positives, then the negatives
+        found = (mined.indices >= 0).nonzero(as_tuple=True)
+        order = torch.cat([query, found[0]]).argsort(stable=True)
+        columns = torch.cat([positive, mined.indices[found]])[order]
+        table = {
+            anchor_name: take(texts.queries, torch.cat([query, found[0]])[order]),
+            positive_name: take(texts.corpus, columns),
+        }
+        if output_scores:
+            return pa.table(table | {"score": _numbers(torch.cat([positive_scores, mined.scores[found]])[order])})
+        return pa.table(table | {"label": _numbers((order < len(query)).long())})
+    # (P, 1 + n): each positive, then the negatives of its query.
+    columns = torch.cat([positive[:, None], mined.indices[query]], 1)
+    scores = torch.cat([positive_scores[:, None], mined.scores[query]], 1)
+    there = columns >= 0
+    if output_format == "labeled-list":
+        pair = there[:, 1:].any(1).nonzero()[:, 0]
+        there, counts = there[pair], there[pair].sum(1)
+        label = torch.zeros_like(columns).index_fill_(1, torch.tensor([0], device=columns.device), 1)
+        name, values = ("scores", scores) if output_scores else ("labels", label)
+        lists = _text_lists(texts.corpus, columns[pair][there], counts)
+        table = {anchor_name: take(texts.queries, query[pair]), positive_name: lists}
+        return pa.table(table | {name: _lists(_numbers(values[pair][there]), counts)})
+    if output_format == "triplet":
+        names = [positive_name, "negative"]
+        pair, place = there[:, 1:].nonzero(as_tuple=True)
+        columns, scores = (torch.stack([x[pair, 0], x[pair, place + 1]], 1) for x in (columns, scores))
+    else:
+        names = [positive_name, *(f"negative_{i}" for i in range(1, columns.shape[1]))]
+        pair = there.all(1).nonzero()[:, 0]
+        columns, scores = columns[pair], scores[pair]
+    table = {anchor_name: take(texts.queries, query[pair])}
+    table |= {name: take(texts.corpus, column) for name, column in zip(names, columns.unbind(1))}
+    if output_scores:
+        table["scores"] = _lists(_numbers(scores.flatten()), torch.full_like(pair, scores.shape[1]))
+    return pa.table(table)
 
 
 def take(texts: pa.Array, rows: Tensor) -> pa.ChunkedArray:
@@ -91,57 +111,6 @@ def _lists(values: Any, counts: Tensor) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets.numpy(), pa.int32()), values)
 
 
-def _triplets(grid: _Grid, output_scores: bool) -> dict[str, Any]:
-    pair, _ = there = grid.there.nonzero(as_tuple=True)
-    table = grid.texts(grid.pair_query[pair], grid.pair_column[pair])
-    table["negative"] = take(grid.corpus, grid.columns[there])
-    if output_scores:
-        both = torch.stack([grid.pair_scores[pair], grid.scores[there]], 1)
-        table["scores"] = _lists(_numbers(both.flatten()), torch.full_like(pair, 2))
-    return table
-
-
-def _tuples(grid: _Grid, output_scores: bool) -> dict[str, Any]:
-    pair = grid.there.all(1).nonzero()[:, 0]
-    table = grid.texts(grid.pair_query[pair], grid.pair_column[pair])
-    columns = grid.columns[pair]
-    for i in range(columns.shape[1]):
-        table[f"negative_{i + 1}"] = take(grid.corpus, columns[:, i])
-    if output_scores:
-        scores = torch.cat([grid.pair_scores[pair, None], grid.scores[pair]], 1)
-        table["scores"] = _lists(_numbers(scores.flatten()), torch.full_like(pair, scores.shape[1]))
-    return table
-
-
-def _labeled_pairs(grid: _Grid, output_scores: bool) -> dict[str, Any]:
-    found = (grid.mined.indices >= 0).nonzero(as_tuple=True)
-    query = torch.cat([grid.pair_query, found[0]])
-    order = query.argsort(stable=True)  # of each query the positives, then the negatives
-    column = torch.cat([grid.pair_column, grid.mined.indices[found]])[order]
-    table = grid.texts(query[order], column)
-    if output_scores:
-        return table | {"score": _numbers(torch.cat([grid.pair_scores, grid.mined.scores[found]])[order])}
-    label = torch.cat([torch.ones_like(grid.pair_query), torch.zeros_like(found[0])])
-    return table | {"label": _numbers(label[order])}
-
-
-def _labeled_lists(grid: _Grid, output_scores: bool) -> dict[str, Any]:
-    pair = grid.there.any(1).nonzero()[:, 0]
-    there = torch.nn.functional.pad(grid.there[pair], (1, 0), value=True)
-    column = torch.cat([grid.pair_column[pair, None], grid.columns[pair]], 1)[there]
-    counts = there.sum(1)
-    table = {
-        grid.anchor_name: take(grid.queries, grid.pair_query[pair]),
-        grid.positive_name: _text_lists(grid.corpus, column, counts),
-    }
-    if output_scores:
-        scores = torch.cat([grid.pair_scores[pair, None], grid.scores[pair]], 1)[there]
-        return table | {"scores": _lists(_numbers(scores), counts)}
-    label = torch.zeros_like(there, dtype=torch.int64)
-    label[:, 0] = 1
-    return table | {"labels": _lists(_numbers(label[there]), counts)}
-
-
 def _text_lists(texts: pa.Array, rows: Tensor, counts: Tensor) -> pa.ChunkedArray:
     """Lists of texts, some rows at a time: a list's strings lie in one array."""
     import pyarrow as pa
@@ -151,8 +120,3 @@ def _text_lists(texts: pa.Array, rows: Tensor, counts: Tensor) -> pa.ChunkedArra
     some = rows.split([int(part.sum()) for part in parts])
     pieces = [_lists(take(texts, rows), part) for rows, part in zip(some, parts)]
     return pa.chunked_array(pieces, type=pa.list_(pa.string()))
-
-
-_BUILD: dict[str, Callable[[_Grid, bool], dict[str, Any]]] = {
-    "triplet": _triplets, "n-tuple": _tuples, "labeled-pair": _labeled_pairs, "labeled-list": _labeled_lists,
-}  # fmt: skip

@@ -122,18 +122,7 @@ def mine_negatives(
         >>> mine_negatives(corpus[:1], corpus, torch.tensor([0]), num_negatives=2, max_score=0.9).indices
         tensor([[2, 3]])
     """
-    options = MiningOptions(
-        num_negatives=num_negatives,
-        range_min=range_min,
-        range_max=range_max,
-        max_score=max_score,
-        min_score=min_score,
-        absolute_margin=absolute_margin,
-        relative_margin=relative_margin,
-        sampling_strategy=sampling_strategy,
-        seed=seed,
-        include_positives=include_positives,
-    )
+    options = MiningOptions.among(locals())
     return mine(
         query, corpus, positives, options, exclude, rerank=rescore, metric=metric, backend=backend, progress=progress
     )
@@ -158,22 +147,15 @@ def mine(
     check_finite("query", query, torch.arange(query.shape[0], device=query.device))
     corpus = Corpus(corpus, metric, backend, query)
     positives = as_positives(positives, query.shape[0]).to(query.device)
-    exclude = _as_excluded(exclude, query)
+    n, device = query.shape[0], query.device
+    exclude = query.new_zeros(n, 0).long() if exclude is None else as_excluded("exclude", exclude, n, device)
+    exclude = exclude if bool((exclude >= 0).any()) else exclude[:, :0]
     with progress_bar("rescore", None, "pairs", progress and rerank is not None) as bar:
         reranker = None if rerank is None else Reranker(rerank, bar)
         scores, least = _score_positives(query, corpus, positives, reranker, options)
         end = options.end(positives.most, reranker is not None)
         search = CandidateSearch(query, corpus, positives, exclude, options, scores, least, end, reranker)
         return _mine(search, progress)
-
-
-def _as_excluded(exclude: Tensor | np.ndarray | None, query: Tensor) -> Tensor:
-    """(Q, E) rows that are no candidates."""
-    n = query.shape[0]
-    if exclude is None:
-        return torch.zeros(n, 0, dtype=torch.int64, device=query.device)
-    rows = as_excluded("exclude", exclude, n, query.device)
-    return rows if bool((rows >= 0).any()) else rows[:, :0]
 
 
 def _score_positives(
@@ -214,7 +196,7 @@ def _mine(search: CandidateSearch, progress: bool) -> MinedNegatives:
         scores.cpu(),
         search.positives.to(torch.device("cpu")),
         search.positive_scores.cpu(),
-        search.counts.read(),
+        {name: tuple(pair.tolist()) for name, pair in search.counts.items()},
         (options.range_min, search.end),
         search.widened,
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,6 +71,11 @@ class MiningOptions:
             text = f" is {self.num_negatives}: expected at most "
             raise OptionError("num_negatives", text, "range_max", " - ", "range_min", room)
 
+    @classmethod
+    def among(cls, given: dict[str, Any]) -> MiningOptions:
+        """The options among the arguments of a function."""
+        return cls(**{field.name: given[field.name] for field in fields(cls)})
+
     @property
     def enough(self) -> int:
         """How many candidates of a query must be left for all its negatives."""
@@ -87,11 +93,11 @@ class MiningOptions:
         drops_the_best = reranked or self.needs_positive_scores or self.max_score is not None
         return self.range_min + self.num_negatives * (PER_NEGATIVE if drops_the_best else 1) + most_positives
 
-    def filter(self, scores: Tensor, least_positive: Tensor, counts: FilterCounts) -> Tensor:
+    def filter(self, scores: Tensor, least_positive: Tensor, counts: dict[str, Tensor]) -> Tensor:
         """(n, K) scores with -inf for what is dropped; `least_positive` (n,) is +inf for a query without one."""
         for name, wrong in self._dropped(scores, least_positive[:, None]):
             there = scores > -torch.inf
-            counts.add(name, wrong & there, there)
+            count(counts, name, wrong & there, there)
             scores = scores.masked_fill(wrong, -torch.inf)
         return scores
 
@@ -147,21 +153,10 @@ class MiningOptions:
         return scores, ids.gather(1, order).masked_fill(scores == -torch.inf, -1)
 
 
+def count(counts: dict[str, Tensor], name: str, dropped: Tensor, there: Tensor) -> None:
+    """Add to `counts[name]` (2,) how many a filter dropped and how many reached it; it stays on the device."""
+    counts[name] = counts.get(name, 0) + torch.stack([dropped.sum(), there.sum()])
+
+
 def _rounded(value: float) -> float:
     return torch.tensor(value, dtype=torch.float32, device="cpu").item()
-
-
-class FilterCounts:
-    """How many candidates each filter dropped, of how many that reached it; counted on the device, read once."""
-
-    def __init__(self):
-        self._sums: dict[str, Tensor] = {}
-
-    def add(self, name: str, dropped: Tensor, there: Tensor) -> None:
-        """Count two masks."""
-        new = torch.stack([dropped.sum(), there.sum()])
-        self._sums[name] = self._sums[name] + new if name in self._sums else new
-
-    def read(self) -> dict[str, tuple[int, int]]:
-        """(dropped, of how many) by filter, in the order in which they were applied."""
-        return {name: tuple(pair.tolist()) for name, pair in self._sums.items()}

@@ -145,18 +145,7 @@ def mine_hard_negatives(
         >>> mined[0]
         {'question': 'a', 'answer': 'one', 'negative': 'two'}
     """
-    options = MiningOptions(
-        num_negatives=num_negatives,
-        range_min=range_min,
-        range_max=range_max,
-        max_score=max_score,
-        min_score=min_score,
-        absolute_margin=absolute_margin,
-        relative_margin=relative_margin,
-        sampling_strategy=sampling_strategy,
-        seed=seed,
-        include_positives=include_positives,
-    )
+    options = MiningOptions.among(locals())
     encoding = EncodingOptions(query_prompt, query_prompt_name, corpus_prompt, corpus_prompt_name, batch_size)
     checks.check_choice("output_format", output_format, FORMATS)
     if include_positives and output_format != "n-tuple":

@@ -19,9 +19,9 @@ def as_rows(name: str, rows: Tensor | np.ndarray, dtype: torch.dtype | None = No
     """(M, D) rows, and whether they may be written to. An array is not copied: a memory map stays on the disk."""
     writable = True
     if isinstance(rows, np.ndarray):
-        if dtype is not None and is_mapped(rows) and _shared(name, rows[:0]).dtype != dtype:
+        if dtype is not None and is_mapped(rows) and shared(name, rows[:0]).dtype != dtype:
             raise ValueError(f"dtype {dtype} would copy the memory map {name}, which is {rows.dtype}: leave dtype out")
-        rows, writable = _shared(name, rows), rows.flags.writeable
+        rows, writable = shared(name, rows), rows.flags.writeable
     checks.check_rows(name, rows)
     rows = rows.detach()
     if 0 in rows.stride():
@@ -40,7 +40,8 @@ def is_mapped(array: np.ndarray) -> bool:
     return False
 
 
-def _shared(name: str, array: np.ndarray) -> Tensor:
+def shared(name: str, array: np.ndarray) -> Tensor:
+    """An array's memory as a tensor."""
     if not array.dtype.isnative or any(stride < 0 for stride in array.strides):
         raise ValueError(
             f"{name} must be an array in the machine's byte order without negative strides, "
@@ -127,8 +128,4 @@ class RowIds:
 
     def to(self, device: torch.device) -> RowIds:
         """These ids on another device."""
-        moved = object.__new__(RowIds)
-        moved.values, moved.ascending = self.values.to(device), self.ascending
-        moved._sorted = moved.values if self._order is None else self._sorted.to(device)
-        moved._order = None if self._order is None else self._order.to(device)
-        return moved
+        return RowIds(self.values.to(device), self.values.shape[0], device)

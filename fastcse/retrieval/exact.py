@@ -81,21 +81,15 @@ def search_blocks(rows: Tensor, ids: RowIds, search: Search, block_bytes: int) -
     for first, block in pieces(rows, size):
         block_ids = ids.values[first : first + block.shape[0]].to(device)
         step = max(1, block_bytes // (REFERENCE_PAIR * block.shape[0])) if slow else search.query.shape[0]
-        best = _search_block(block.to(device), block_ids, ids.ascending, search, step)
+        parts = (search.part(slice(at, at + step)) for at in range(0, search.query.shape[0], step))
+        block = block.to(device)
+        best = [_search_part(block, block_ids, ids.ascending, part) for part in parts]
+        best = TopK(*map(torch.cat, zip(*best)))
         if found is not None:
             both = torch.cat([found.values, best.values], 1), torch.cat([found.indices, best.indices], 1)
             best = merge_best(*both, search.k, search.metric)
         found = best
     return found
-
-
-def _search_block(block: Tensor, ids: Tensor, ascending: bool, search: Search, step: int) -> TopK:
-    n = search.query.shape[0]
-    parts = []
-    for first in range(0, n, step):
-        part = search.part(slice(first, first + step))
-        parts.append(_search_part(block, ids, ascending, part))
-    return TopK(*(torch.cat(x) for x in zip(*parts)))
 
 
 def _search_part(block: Tensor, ids: Tensor, ascending: bool, search: Search) -> TopK:

@@ -62,20 +62,21 @@ class CorpusIndex:
         backend: str | None = None,
         texts: Sequence[str] | None = None,
         check: bool = True,
+        _stored: tuple[Path | None, bool, dict] | None = None,
         **options: Any,
     ):
         check_settings(metric, kind, dtype, backend, options)
         self._rows, self._writable = as_rows("rows", rows, dtype)
         self._ids = RowIds(ids, len(self), self.device)
         self._check = check or kind != "exact"
-        if self._check:
+        if self._check and _stored is None:
             check_finite("rows", self._rows, self.ids)
         self.metric, self.kind, self.backend = metric, kind, backend
         self.texts = None if texts is None else check_texts("texts", texts, len(self))
-        self._encoding: dict = {}
-        self._given, self._faiss = options, None
-        if kind != "exact":
-            self._faiss = FaissIndex(kind, metric, self._rows, options)
+        # Of a saved index: where FAISS's is, whether the rows may be written to, how texts were encoded.
+        path, self._writable, self._encoding = _stored or (None, self._writable, {})
+        self._given = options
+        self._faiss = None if kind == "exact" else FaissIndex(kind, metric, self._rows, options, path)
 
     @classmethod
     def from_texts(
@@ -98,9 +99,8 @@ class CorpusIndex:
             prompt_name, prompt: as in sentence-transformers; kept for `refresh`.
             options:       of `CorpusIndex`; `dtype` is the type that rows are kept in.
         """
-        ids, check, dtype = options.pop("ids", None), options.pop("check", True), options.pop("dtype", None)
-        metric, kind = options.pop("metric", "cosine"), options.pop("kind", "exact")
-        backend = options.pop("backend", None)
+        usual = {"ids": None, "check": True, "dtype": None, "metric": "cosine", "kind": "exact", "backend": None}
+        ids, check, dtype, metric, kind, backend = (options.pop(name, default) for name, default in usual.items())
         # Encoding may last hours: the other arguments are checked before.
         check_settings(metric, kind, dtype, backend, options)
         texts, numbers = _read_texts(texts_or_path)
@@ -225,14 +225,9 @@ class CorpusIndex:
         place, so that an earlier index is whole until the new one is.
         """
         options = {name: value for name, value in self.options.items() if name != "gpu"}  # of this machine
-        about = {
-            "metric": self.metric,
-            "kind": self.kind,
-            "options": options,
-            "check": self._check,
-            "encoding": self._encoding,
-        }
-        storage.save(folder, storage.Contents(self._rows, self.ids, self.texts, self._faiss, about))
+        about = {"metric": self.metric, "kind": self.kind, "options": options}
+        about |= {"check": self._check, "encoding": self._encoding}
+        storage.save(folder, self._rows, self.ids, self.texts, self._faiss, about)
 
     @classmethod
     def load(
@@ -247,15 +242,10 @@ class CorpusIndex:
         Raises:
             ValueError: nothing was saved there, by another version, or a file is missing, cut short or damaged.
         """
-        contents, writable, path = storage.load(folder, mmap=mmap, verify=verify)
-        about, given = contents.about, {"ids": contents.ids, "texts": contents.texts, "check": False}
-        check_settings(about["metric"], about["kind"], None, backend, {})
-        index = cls(contents.rows, metric=about["metric"], backend=backend, **given)
-        index.kind, index._check, index._given = about["kind"], about["check"], about["options"]
-        index._writable, index._encoding = writable, about["encoding"]
-        if path is not None:
-            index._faiss = FaissIndex(index.kind, index.metric, index._rows, index._given, path)
-        return index
+        rows, ids, texts, path, about = storage.load(folder, mmap=mmap, verify=verify)
+        chosen = {name: about[name] for name in ("metric", "kind", "check")} | about["options"]
+        stored = path, not mmap, about["encoding"]
+        return cls(rows, ids=ids, texts=texts, backend=backend, _stored=stored, **chosen)
 
     @property
     def options(self) -> dict:

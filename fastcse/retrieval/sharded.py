@@ -86,21 +86,31 @@ class ShardedIndex:
         Returns:
             TopK(values, indices), (N, k) each: what one index over all parts gives.
         """
-        mine, plan = self._agree(query, k, exclude_id, max_score, min_score)
-        whole, found, error = self._gathered(mine, plan), (), None
+        mine, mistake = [torch.zeros(1, self.dim, device=self._device(None))], None
         try:
-            found = self._search_part(whole, k)
+            mine = self._own(query, k, exclude_id, max_score, min_score)
+        except ValueError as error:
+            mistake = error
+
+        def check() -> None:
+            if mistake is not None:
+                raise mistake
+
+        exchange = RaggedGather.of(mine, self.group, empty=True, alike={"k": k}, check=check)
+        whole = [exchange.gather(x, tensor) for tensor, x in enumerate(mine)]
+        found, error, counts = (), None, exchange.rows(0)
+        try:
+            found = self._search_part(*whole, k, exchange)
         except (RuntimeError, ValueError, MemoryError) as failure:
             error = f"{type(failure).__name__}: {failure}"
         _raise_together(RuntimeError, self._exchange(error))
         # Row block r of what this rank found belongs to rank r's queries.
-        counts = [described["n"] for described in plan]
         own, received = counts[self._rank()], []
         for part in found:
             out = part.new_zeros(own * len(counts), k)
             dist.all_to_all_single(out, part.contiguous(), [own] * len(counts), counts, group=self.group)
             received.append(out.view(len(counts), own, k).transpose(0, 1).reshape(own, len(counts) * k))
-        double = self._double and whole["query"].dtype == torch.float64
+        double = self._double and whole[0].dtype == torch.float64
         values = received[0].to(torch.float64 if double else torch.float32)
         best, home = merge_best(values, received[1], k, self.metric), getattr(query, "device", "cpu")
         return TopK(best.values.to(home), best.indices.to(home))
@@ -146,65 +156,37 @@ class ShardedIndex:
     def __repr__(self) -> str:
         return f"ShardedIndex({len(self)} rows, here {self.local_index!r})"
 
-    def _agree(self, query: Tensor, k: int, exclude_id: Any, max_score: Any, min_score: Any) -> tuple[dict, list[dict]]:
-        """This rank's tensors, and the shapes of every rank's. An error of one rank is raised on all of them."""
-        mine, error = {}, None
-        try:
-            mine = self._own(query, k, exclude_id, max_score, min_score)
-        except ValueError as mistake:
-            error = str(mistake)
-        described = {"error": error, "k": k, "n": mine["query"].shape[0] if mine else 0}
-        described["shapes"] = {name: (x.shape[1], x.dtype) for name, x in mine.items()}
-        plan = self._exchange(described)
-        _raise_together(ValueError, [other["error"] for other in plan])
-        if len({other["k"] for other in plan}) > 1:
-            raise ValueError(f"k must be the same on all ranks, got {[other['k'] for other in plan]}")
-        types = {other["shapes"]["query"][1] for other in plan}
-        if len(types) > 1:
-            raise ValueError(f"query must be of one type on all ranks, got {sorted(map(str, types))}")
-        return mine, plan
-
-    def _own(self, query: Tensor, k: int, exclude_id: Any, max_score: Any, min_score: Any) -> dict[str, Tensor]:
-        """This rank's queries (N, D), ids to leave out (N, E) and bounds (N, 2), checked."""
+    def _own(self, query: Tensor, k: int, exclude_id: Any, max_score: Any, min_score: Any) -> list[Tensor]:
+        """This rank's queries (N, D), bounds (N, 2), and ids to leave out, (N E, 1) since E may differ between ranks;
+        checked."""
         empty = isinstance(query, Tensor) and query.dim() == 2 and query.shape[0] == 0
         if empty:  # as a search of one row, so that its type and length are checked alike
             query, exclude_id, max_score, min_score = query.new_zeros(1, query.shape[1]), None, None, None
         search = make_search(query, k, exclude_id, min_score, max_score, self.dim, len(self), (self.metric, None))
-        n, device = search.query.shape[0], self._device(search.query)
-        none = search.exclude is None or search.exclude.shape[1] == 0
-        exclude = torch.full((n, 1), -1, device="cpu") if none else search.exclude
+        n, device = 0 if empty else search.query.shape[0], self._device(search.query)
+        exclude = torch.zeros(0, dtype=torch.int64, device=device) if search.exclude is None else search.exclude
         bounds = torch.tensor([-torch.inf, torch.inf], dtype=torch.float64, device=device).repeat(n, 1)
         for column, bound in enumerate((search.min_score, search.max_score)):
             if bound is not None:
                 bounds[:, column] = bound
-        own = {"query": search.query, "exclude": exclude, "bounds": bounds}
-        return {name: x.to(device)[: 0 if empty else n] for name, x in own.items()}
+        return [search.query[:n].to(device), bounds, exclude.reshape(-1, 1).to(device)]
 
-    def _gathered(self, mine: dict[str, Tensor], plan: list[dict]) -> dict[str, Tensor]:
-        """The tensors of all ranks, one rank's rows after another's; sent as bytes, padded to the longest."""
-        counts = [described["n"] for described in plan]
-        whole = {}
-        for name, x in mine.items():
-            width = max(described["shapes"][name][0] for described in plan)
-            padded = torch.full((max(counts), width), -1, dtype=x.dtype, device=x.device)
-            padded[: x.shape[0], : x.shape[1]] = x
-            parts = [torch.zeros_like(padded) for _ in counts]
-            if max(counts):
-                sent, into = padded.view(torch.uint8), [part.view(torch.uint8) for part in parts]
-                dist.all_gather(into, sent, group=self.group)
-            whole[name] = torch.cat([part[:count] for part, count in zip(parts, counts)])
-        return whole
-
-    def _search_part(self, whole: dict[str, Tensor], k: int) -> tuple[Tensor, Tensor]:
+    def _search_part(
+        self, query: Tensor, bounds: Tensor, excluded: Tensor, k: int, exchange: RaggedGather
+    ) -> tuple[Tensor, Tensor]:
         """(all queries, k) values in float64 and ids of this rank's rows, filled up with -1."""
-        query, bounds = whole["query"], whole["bounds"]
-        if self.local_index is None or query.shape[0] == 0:
-            none = torch.full((query.shape[0], k), -1, device=query.device)
+        n = query.shape[0]
+        if self.local_index is None or n == 0:
+            none = torch.full((n, k), -1, device=query.device)
             return none.double(), none
+        parts = zip(excluded.split(exchange.rows(2)), exchange.rows(0))
+        parts = [part.view(count, len(part) // count) for part, count in parts if count]
+        width = max(1, *(part.shape[1] for part in parts))
+        parts = [torch.nn.functional.pad(part, (0, width - part.shape[1]), value=-1) for part in parts]
         found = self.local_index.search(
             query,
             min(k, len(self.local_index)),
-            exclude_id=whole["exclude"],
+            exclude_id=torch.cat(parts),
             min_score=bounds[:, 0].contiguous(),
             max_score=bounds[:, 1].contiguous(),
         )

@@ -10,7 +10,6 @@ import shutil
 import uuid
 import warnings
 import zlib
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..files import sha256_of
-from .arrays import PIECE_BYTES, as_rows, pieces
+from .arrays import PIECE_BYTES, pieces, shared
 from .faiss_index import FaissIndex
 
 FORMAT, VERSION = "fastcse.CorpusIndex", 1
@@ -29,19 +28,11 @@ STORED_AS = {torch.bfloat16: torch.uint16}
 DTYPES = {str(t).removeprefix("torch."): t for t in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
 
 
-@dataclass
-class Contents:
-    """The parts of an index on the disk; `about` are those of the manifest (metric, kind, options, ...)."""
-
-    rows: Tensor
-    ids: Tensor
-    texts: list[str] | None
-    faiss: FaissIndex | None
-    about: dict
-
-
-def save(folder: str | Path, contents: Contents) -> None:
-    """Write everything beside `folder`, then put it in its place.
+def save(
+    folder: str | Path, rows: Tensor, ids: Tensor, texts: list[str] | None, faiss: FaissIndex | None, about: dict
+) -> None:
+    """Write everything beside `folder`, then put it in its place. `about` is what else the manifest says (metric, kind,
+    options, ...).
 
     Raises:
         ValueError: something that is no saved index is already there.
@@ -52,7 +43,14 @@ def save(folder: str | Path, contents: Contents) -> None:
     made = folder.with_name(f".{folder.name}.saving-{uuid.uuid4().hex[:8]}")
     try:
         made.mkdir(parents=True)
-        _write(made, contents)
+        _write_rows(made / ROWS, rows.view(STORED_AS.get(rows.dtype, rows.dtype)))
+        _write_rows(made / IDS, ids)
+        if texts is not None:
+            with gzip.open(made / TEXTS, "wt", encoding="utf-8", compresslevel=3) as file:
+                file.writelines(json.dumps(text) + "\n" for text in texts)
+        if faiss is not None:
+            faiss.write(made / FAISS)
+        _write_manifest(made, rows, about)
         _put_in_place(made, folder)
     except OSError as error:
         raise OSError(error.errno, f"the index cannot be saved to {str(folder)!r}: {error.strerror}") from None
@@ -89,23 +87,15 @@ def _put_in_place(made: Path, folder: Path) -> None:
     shutil.rmtree(_earlier(folder), ignore_errors=True)
 
 
-def _write(made: Path, contents: Contents) -> None:
-    dtype = contents.rows.dtype
-    _write_rows(made / ROWS, contents.rows.view(STORED_AS.get(dtype, dtype)))
-    _write_rows(made / IDS, contents.ids)
-    if contents.texts is not None:
-        with gzip.open(made / TEXTS, "wt", encoding="utf-8", compresslevel=3) as file:
-            file.writelines(json.dumps(text) + "\n" for text in contents.texts)
-    if contents.faiss is not None:
-        contents.faiss.write(made / FAISS)
+def _write_manifest(made: Path, rows: Tensor, about: dict) -> None:
     manifest = {
         "format": FORMAT,
         "version": VERSION,
         "fastcse": version("fastcse"),
-        "shape": list(contents.rows.shape),
-        "dtype": str(dtype).removeprefix("torch."),
-        "stored_as": str(STORED_AS.get(dtype, dtype)).removeprefix("torch."),
-        **contents.about,
+        "shape": list(rows.shape),
+        "dtype": str(rows.dtype).removeprefix("torch."),
+        "stored_as": str(STORED_AS.get(rows.dtype, rows.dtype)).removeprefix("torch."),
+        **about,
         "files": {p.name: {"bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in sorted(made.iterdir())},
     }
     text = json.dumps({**manifest, "manifest_sha256": _own_sha256(manifest)}, indent=2)
@@ -130,8 +120,8 @@ def _own_sha256(manifest: dict) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def load(folder: str | Path, *, mmap: bool, verify: bool) -> tuple[Contents, bool, Path | None]:
-    """The contents, without the FAISS index, whether the rows may be written to, and where the FAISS index is.
+def load(folder: str | Path, *, mmap: bool, verify: bool) -> tuple[Tensor, Tensor, list[str] | None, Path | None, dict]:
+    """Rows, ids, texts, where the FAISS index is, and the manifest.
 
     Raises:
         ValueError: there is no index, or one of another version, or a file is missing, cut short or damaged.
@@ -148,17 +138,10 @@ def load(folder: str | Path, *, mmap: bool, verify: bool) -> tuple[Contents, boo
             f"{folder / ROWS} and {IDS} hold {array.shape} {array.dtype} and {ids.shape}, "
             f"but {MANIFEST} says {manifest['shape']} {stored}"
         )
-    # Seen as int16 on the way: a type that torch shares with NumPy whatever the versions.
-    rows = _bits(array).view(dtype) if dtype in STORED_AS else as_rows("rows", array)[0]
+    # As int16 on the way: a type that torch shares with NumPy whatever the versions.
+    rows = shared("rows", array.view(np.int16) if dtype in STORED_AS else array).view(dtype)
     texts = _read_texts(folder / TEXTS) if TEXTS in manifest["files"] else None
-    contents = Contents(rows, torch.from_numpy(ids), texts, None, manifest)
-    return contents, not mmap, folder / FAISS if FAISS in manifest["files"] else None
-
-
-def _bits(array: np.ndarray) -> Tensor:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(array.view(np.int16))
+    return rows, torch.from_numpy(ids), texts, folder / FAISS if FAISS in manifest["files"] else None, manifest
 
 
 def _existing(folder: Path) -> Path:

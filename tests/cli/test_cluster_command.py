@@ -1,6 +1,7 @@
 """`fastcse cluster`: an .npy file in, labels and centroids out, and one sentence for each mistake."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from typer.testing import CliRunner
 
 import fastcse
 from fastcse.cli import app
+from fastcse.cli.cluster import _sizes
 
 N, D, K = 60, 8, 4
 
@@ -68,21 +70,16 @@ def test_files_hold_what_kmeans_gives(call, tmp_path, points, dtype, metric):
     assert written(tmp_path) == ["out/centroids.npy", "out/labels.npy", "points.npy"]
 
 
-def test_the_table_says_it_and_bars_are_on_stderr(call):
+def test_the_table_says_it_and_the_file_is_a_memory_map(call, monkeypatch):
+    seen, plain = [], fastcse.KMeans.fit
+    monkeypatch.setattr(fastcse.KMeans, "fit", lambda self, points: seen.append(points) or plain(self, points))
     done = call()
     assert done.exit_code == 0, done.output
     for words in ("60 of width 8, float32", "euclidean", "smallest 15, median 15, largest 15, 0 empty", "labels.npy"):
         assert words in " ".join(done.stdout.split())
     assert "k-means" in done.stderr
     assert "k-means" not in done.stdout
-
-
-def test_the_file_is_read_as_a_memory_map(call, monkeypatch):
-    seen, plain = [], fastcse.KMeans.fit
-    monkeypatch.setattr(fastcse.KMeans, "fit", lambda self, points: seen.append(points) or plain(self, points))
-    assert call().exit_code == 0
-    assert isinstance(seen[0], np.memmap)
-    assert seen[0].mode == "r"
+    assert (type(seen[0]), seen[0].mode) == (np.memmap, "r")
 
 
 def test_either_file_can_be_asked_for_alone_and_replaces_an_older_one(call, tmp_path):
@@ -106,27 +103,18 @@ def test_results_are_kept_unless_they_may_be_replaced(call, tmp_path):
         assert call("--overwrite", to=to).exit_code == 0
 
 
-def test_options_reach_kmeans(call):
-    once = json.loads(call("--init", "random", "--max-iter", 1, "--json").stdout)
-    assert once["iterations"] == 1
-    assert json.loads(call("--backend", "reference", "--overwrite", "--json").stdout)["backend"] == "reference"
-    exact = json.loads(call("--tol", 0, "--overwrite", "--json").stdout)
-    loose = json.loads(call("--tol", 1e9, "--overwrite", "--json").stdout)
-    assert loose["iterations"] == 1 < exact["iterations"]
+def test_options_reach_kmeans(call, tmp_path):
+    def report(*more):
+        return json.loads(call(*more, "--overwrite", "--json").stdout)
 
-
-def test_faiss_is_a_backend(call):
-    pytest.importorskip("faiss")
-    report = json.loads(call("--backend", "faiss", "--max-iter", 4, "--json").stdout)
-    assert (report["backend"], report["iterations"], report["sizes"]["empty"]) == ("faiss", 4, 0)
-
-
-def test_equal_points_share_one_cluster(call, tmp_path):
-    np.save(tmp_path / "points.npy", np.ones((9, 3), np.float32))
-    report = json.loads(call("--json").stdout)
-    assert report["sizes"]["largest"] == 9
-    assert report["sizes"]["empty"] == K - 1
-    assert report["inertia"] == 0
+    assert report("--init", "random", "--max-iter", 1)["iterations"] == 1
+    assert report("--backend", "reference")["backend"] == "reference"
+    assert report("--tol", 1e9)["iterations"] == 1 < report("--tol", 0)["iterations"]
+    by_faiss = report("--backend", "faiss", "--max-iter", 4)
+    assert (by_faiss["backend"], by_faiss["iterations"], by_faiss["sizes"]["empty"]) == ("faiss", 4, 0)
+    np.save(tmp_path / "points.npy", np.ones((9, 3), np.float32))  # equal points share one cluster
+    alike = report()
+    assert (alike["inertia"], alike["sizes"]) == (0, {"smallest": 0, "median": 0.0, "largest": 9, "empty": K - 1})
 
 
 # What is refused, and that nothing is left
@@ -140,7 +128,7 @@ def test_equal_points_share_one_cluster(call, tmp_path):
         (lambda path: path.write_bytes(b""), "is not an .npy file"),
         (lambda path: path.write_text("0.1 0.2\n"), "is not an .npy file"),
         (lambda path: np.save(path, np.array([{}, []], dtype=object), allow_pickle=True), "is not an .npy file"),
-        (lambda path: path.write_bytes(_npy(np.ones((50, 8), np.float32))[:-64]), "is not an .npy file"),
+        (lambda path: np.save(path, np.ones((50, 8))) or os.truncate(path, 500), "is not an .npy file"),
         (lambda path: np.savez(path.open("wb"), a=np.ones((5, 2))), "is an archive (.npz)"),
         (lambda path: np.save(path, np.ones((5, 2), np.int32)), "holds int32: expected float16, float32, float64"),
         (lambda path: np.save(path, np.ones(5)), "has shape (5,): expected (N, D)"),
@@ -158,14 +146,6 @@ def test_a_wrong_file_is_named_in_one_sentence(call, tmp_path, make, says):
     assert not [name for name in written(tmp_path) if name.startswith("out")]
 
 
-def _npy(array):
-    from io import BytesIO
-
-    file = BytesIO()
-    np.save(file, array)
-    return file.getvalue()
-
-
 def _with_nan():
     rows = np.ones((9, 2), np.float32)
     rows[3, 1], rows[5, 0] = np.nan, np.inf
@@ -173,39 +153,29 @@ def _with_nan():
 
 
 @pytest.mark.parametrize(
-    ("more", "says"),
+    ("more", "to", "says"),
     [
-        (("--metric", "l2"), "--metric 'l2' is unknown: expected cosine or euclidean"),
-        (("--init", "first"), "--init 'first' is unknown"),
-        (("--max-iter", 0), "--max-iter is 0: expected at least 1"),
-        (("--clusters", 0), "--clusters is 0: expected at least 1"),
-        (("--seed", -1), "--seed is -1"),
-        (("--tol", "nan"), "--tol is nan"),
-        (("--tol", -1), "--tol is -1"),
-        (("--backend", "gpu"), "--backend 'gpu' is unknown"),
+        (("--metric", "l2"), None, "--metric 'l2' is unknown: expected cosine or euclidean"),
+        (("--init", "first"), None, "--init 'first' is unknown"),
+        (("--max-iter", 0), None, "--max-iter is 0: expected at least 1"),
+        (("--clusters", 0), None, "--clusters is 0: expected at least 1"),
+        (("--seed", -1), None, "--seed is -1"),
+        (("--tol", "nan"), None, "--tol is nan"),
+        (("--tol", -1), None, "--tol is -1"),
+        (("--backend", "gpu"), None, "--backend 'gpu' is unknown"),
+        ((), (), "got neither"),
+        ((), ("--output-dir", "out", "--labels", "l.npy"), "got both"),
+        ((), ("--labels", "l.txt"), "unknown ending: expected .npy"),
+        ((), ("--labels", "points.npy"), "it would be lost"),
+        ((), ("--labels", "a.npy", "--centroids", "a.npy"), "expected two files"),
+        ((), ("--output-dir", "points.npy"), "cannot be made"),
+        ((), ("--output-dir", "points.npy/below"), "cannot be made"),
     ],
 )
-def test_an_option_out_of_range_is_named(call, tmp_path, more, says):
-    refused(call(*more), says)
-    assert written(tmp_path) == ["points.npy"]
-
-
-@pytest.mark.parametrize(
-    ("to", "says"),
-    [
-        ((), "got neither"),
-        (("--output-dir", "out", "--labels", "l.npy"), "got both"),
-        (("--labels", "l.txt"), "unknown ending: expected .npy"),
-        (("--labels", "points.npy"), "it would be lost"),
-        (("--labels", "a.npy", "--centroids", "a.npy"), "expected two files"),
-        (("--output-dir", "points.npy"), "cannot be made"),
-        (("--output-dir", "points.npy/below"), "cannot be made"),
-    ],
-)
-def test_a_place_that_cannot_be_written_is_named_before_any_work(call, tmp_path, monkeypatch, to, says):
+def test_an_option_or_place_that_cannot_be_is_named_before_any_work(call, tmp_path, monkeypatch, more, to, says):
     monkeypatch.setattr(fastcse.KMeans, "fit", lambda *_: pytest.fail("worked"))
     before = (tmp_path / "points.npy").read_bytes()
-    refused(call(to=to), says)
+    refused(call(*more, **({} if to is None else {"to": to})), says)
     assert written(tmp_path) == ["points.npy"]
     assert (tmp_path / "points.npy").read_bytes() == before
 
@@ -226,24 +196,13 @@ def test_a_disk_that_is_full_leaves_no_file_and_the_older_ones(call, tmp_path, m
     assert {name: (tmp_path / name).read_bytes() for name in written(tmp_path)} == before
 
 
-def test_a_mistake_of_ours_keeps_its_traceback(call, monkeypatch):
-    def broken(self, points):
-        raise RuntimeError("ours")
-
-    monkeypatch.setattr(fastcse.KMeans, "fit", broken)
-    assert isinstance(call().exception, RuntimeError)
-
-
-def test_an_interrupt_leaves_nothing(call, tmp_path, monkeypatch):
-    def stopped(self, points):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(fastcse.KMeans, "fit", stopped)
-    assert call().exit_code == 130
-    assert written(tmp_path) == ["points.npy"]
+def test_an_interrupt_leaves_nothing_and_a_mistake_of_ours_keeps_its_traceback(call, tmp_path, monkeypatch):
+    for error in (KeyboardInterrupt(), RuntimeError("ours")):
+        monkeypatch.setattr(fastcse.KMeans, "fit", lambda *_, error=error: (_ for _ in ()).throw(error))
+        result = call()
+        assert result.exit_code == 130 or result.exception is error
+        assert written(tmp_path) == ["points.npy"]
 
 
 def test_labels_count_the_sizes():
-    from fastcse.cli.cluster import _sizes
-
     assert _sizes(torch.tensor([0, 0, 0, 2, 3]), 4) == {"smallest": 0, "median": 1.0, "largest": 3, "empty": 1}

@@ -12,13 +12,12 @@ import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import mine_hard_negatives as theirs
-from tiny_encoder import sentences, write_tiny_encoder
+from tiny_encoder import sentences
 
 from fastcse import mine_hard_negatives as ours
 
 SCIFACT = Path(__file__).parents[3] / "shared" / "data" / "scifact"
 FORMATS = ["triplet", "n-tuple", "labeled-pair", "labeled-list"]
-every_format = pytest.mark.parametrize("output_format", FORMATS)
 
 
 class WordVectors:
@@ -123,26 +122,19 @@ OPTIONS = {
     "random of as many": {"sampling_strategy": "random", "range_min": 2, "range_max": 6, "num_negatives": 4},
 }  # fmt: skip
 every_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-# Rows are made of what was mined, whatever mined it: each option in one format, and all formats of those whose anchors
-# are left with fewer negatives than others.
-IN_FORMATS = {(name, FORMATS[i % 4]) for i, name in enumerate(OPTIONS)}
-IN_FORMATS |= {(name, output_format) for name in ("scores", "relative_margin") for output_format in FORMATS}
+# Rows are made of what was mined, whatever mined it: each option in one format, and all formats, with scores and
+# without, of one whose anchors are left with fewer negatives than others.
+IN_FORMATS = {(name, FORMATS[i % 4], True) for i, name in enumerate(OPTIONS)}
+IN_FORMATS |= {("relative_margin", output_format, scored) for output_format in FORMATS for scored in (True, False)}
 
 
-@pytest.mark.parametrize(("name", "output_format"), sorted(IN_FORMATS))
-def test_the_same_rows_of_scifact(scifact, name, output_format):
+@pytest.mark.parametrize(("name", "output_format", "scored"), sorted(IN_FORMATS))
+def test_the_same_rows_of_scifact(scifact, name, output_format, scored):
     data, corpus, model = scifact
-    got, expected = both(data, model, corpus=corpus, output_format=output_format, output_scores=True, **OPTIONS[name])
+    options = {"output_format": output_format, "output_scores": scored} | OPTIONS[name]
+    got, expected = both(data, model, corpus=corpus, **options)
     assert len(expected) > 10
     assert_same(got, expected)
-
-
-@every_format
-@pytest.mark.parametrize("scored", [False, True])
-def test_the_same_columns_with_and_without_scores(scifact, output_format, scored):
-    data, _, model = scifact
-    options = {"relative_margin": 0.1, "range_max": 30, "output_format": output_format, "output_scores": scored}
-    assert_same(*both(data, model, **options))
 
 
 @every_option
@@ -166,34 +158,19 @@ class Random(WordVectors):
     encode_query = encode_document = encode
 
 
-def test_positives_among_the_candidates(scifact):
+def test_the_same_of_other_columns_another_similarity_and_of_faiss(scifact):
     data, corpus, model = scifact
     options = {"include_positives": True, "output_format": "n-tuple", "output_scores": True, "num_negatives": 8}
     got, expected = both(data, model, corpus=corpus, **options)
     assert any(row["paper"] == row[f"negative_{i}"] for row in expected for i in range(1, 9))
     assert_same(got, expected)
-
-
-def test_columns_by_name(scifact):
-    data, _, model = scifact
-    data = data.add_column("third", [str(i) for i in range(len(data))])
-    options = {"anchor_column_name": "paper", "positive_column_name": "claim"}
-    assert_same(*both(data, model, **options))
-
-
-def test_minus_the_distance_for_a_model_that_compares_by_it(scifact):
-    data, corpus, _ = scifact
-    model = WordVectors("euclidean")
-    options = {"relative_margin": 0.02, "range_max": 40, "output_scores": True, "min_score": -1.1}
-    got, expected = both(data, model, corpus=corpus, **options)
+    third = data.add_column("third", [str(i) for i in range(len(data))])
+    assert_same(*both(third, model, anchor_column_name="paper", positive_column_name="claim"))
+    options = {"corpus": corpus, "relative_margin": 0.02, "range_max": 40, "output_scores": True}
+    got, expected = both(data, WordVectors("euclidean"), min_score=-1.1, **options)
     assert max(row[1] for row in expected["scores"]) < 0
     assert_same(got, expected)
-
-
-def test_faiss_for_faiss(scifact):
-    pytest.importorskip("faiss", reason="the mining extra is not installed")
-    data, corpus, model = scifact
-    options = {"corpus": corpus, "relative_margin": 0.05, "range_max": 30, "output_scores": True, "verbose": False}
+    options["verbose"] = False
     assert_same(ours(data, model, index="flat", **options), theirs(data, model, use_faiss=True, **options))
 
 
@@ -226,65 +203,53 @@ def test_a_cross_encoder(scifact, options):
     assert_same(got, expected)
 
 
-def test_a_real_encoder_with_prompts(tmp_path):
-    model = SentenceTransformer(write_tiny_encoder(tmp_path), device="cpu", prompts={"question": "is the "})
+def test_a_real_encoder_with_prompts(encoder):
+    encoder.prompts = {"question": "is the "}
     data, others = synthetic(count=60)
     options = {"corpus": others, "query_prompt_name": "question", "corpus_prompt": "a big ", "output_scores": True}
-    got, expected = both(data, model, **options)
+    got, expected = both(data, encoder, **options)
     assert_same(got, expected)
-    assert split(got)[1] != pytest.approx(split(ours(data, model, corpus=others, output_scores=True, verbose=False))[1])
+    plain = ours(data, encoder, corpus=others, output_scores=True, verbose=False)
+    assert split(got)[1] != pytest.approx(split(plain)[1])
 
 
 # ---------------------------------------------------------------- the differences
 
 
-def test_difference_the_window_widens(scifact):
+def test_difference_windows_widen_also_for_a_cross_encoder(scifact):
     data, corpus, model = scifact
-    got, expected = both(data, model, corpus=corpus, relative_margin=0.08, num_negatives=2)
+    options = {"corpus": corpus, "relative_margin": 0.08, "num_negatives": 2}
+    got, expected = both(data, model, **options)
     assert len(got) > len(expected) > 0
-    found = set(map(tuple, zip(*(got[name] for name in got.column_names))))
-    assert found >= set(map(tuple, zip(*(expected[name] for name in expected.column_names))))
-    wide = theirs(data, model, corpus=corpus, relative_margin=0.08, num_negatives=2, verbose=False, range_max=900)
-    assert_same(got, wide)
+    assert {tuple(row.values()) for row in got} >= {tuple(row.values()) for row in expected}
+    assert_same(got, theirs(data, model, verbose=False, range_max=900, **options))
+    options = {"corpus": corpus, "cross_encoder": Overlap(), "output_scores": True}
+    got, expected = both(data.select(range(40)), model, **options)
+    assert_same(got, theirs(data.select(range(40)), model, verbose=False, min_score=-1, **options))
+    assert split(got)[0] != split(expected)[0]
 
 
-def test_difference_an_anchor_is_not_its_own_negative():
+def test_difference_an_anchor_is_not_its_own_negative_and_a_repeated_pair_counts_once():
     data, others = synthetic()
-    corpus = [*others, *data["a"]]
-    got, expected = both(data, Random(), corpus=corpus)
+    got, expected = both(data, Random(), corpus=[*others, *data["a"]])
     assert any(row["a"] == row["negative"] for row in expected)
     assert not any(row["a"] == row["negative"] for row in got)
-    kept = ours(data, Random(), corpus=others, verbose=False)
-    assert len(kept) == len(got)
-
-
-def test_difference_ties_go_to_the_text_that_comes_first():
-    corpus = [f"{word} x" for word in "abcdefghij"]
-    data = Dataset.from_dict({"q": ["word", "other"], "p": ["one", "two"]})
-
-    class Tied(WordVectors):
-        def encode(self, texts, **options):
-            return np.array([[1.0, 0.0] if text.endswith("x") else [0.6, 0.8] for text in texts], dtype=np.float32)
-
-        encode_query = encode_document = encode
-
-    model = Tied(width=2)
-    got, expected = both(data, model, corpus=corpus, output_scores=True, max_score=0.9, range_max=20)
-    assert got["negative"] == ["a x", "b x", "c x"] * 2
-    np.testing.assert_allclose(got["scores"], expected["scores"], atol=1e-6)
-
-
-def test_difference_a_pair_that_comes_twice_counts_once_for_the_depth():
-    data, _ = synthetic()
+    assert len(ours(data, Random(), corpus=others, verbose=False)) == len(got)
     again = Dataset.from_dict({name: [*data[name], *data[name]] for name in data.column_names})
     assert_same(ours(again, Random(), verbose=False), ours(data, Random(), verbose=False))
     assert_same(*both(again, Random()))
 
 
-def test_difference_a_cross_encoder_is_used_without_a_filter(scifact):
-    data, corpus, model = scifact
-    data = data.select(range(40))
-    got, expected = both(data, model, corpus=corpus, cross_encoder=Overlap(), output_scores=True)
-    wide = theirs(data, model, corpus=corpus, cross_encoder=Overlap(), output_scores=True, verbose=False, min_score=-1)
-    assert_same(got, wide)
-    assert split(got)[0] != split(expected)[0]
+class Tied(WordVectors):
+    def encode(self, texts, **options):
+        return np.array([[1.0, 0.0] if text.endswith("x") else [0.6, 0.8] for text in texts], dtype=np.float32)
+
+    encode_query = encode_document = encode
+
+
+def test_difference_ties_go_to_the_first_text():
+    data = Dataset.from_dict({"q": ["word", "other"], "p": ["one", "two"]})
+    options = {"corpus": [f"{word} x" for word in "abcdefghij"], "max_score": 0.9, "range_max": 20}
+    got, expected = both(data, Tied(width=2), output_scores=True, **options)
+    assert got["negative"] == ["a x", "b x", "c x"] * 2
+    np.testing.assert_allclose(got["scores"], expected["scores"], atol=1e-6)

@@ -84,19 +84,9 @@ def text(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def encoder_path(tmp_path_factory):
-    return write_tiny_encoder(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="session")
 def still_path(tmp_path_factory):
     """An encoder without dropout, whose runs can be compared."""
     return write_tiny_encoder(tmp_path_factory.mktemp("still"), dropout=0.0)
-
-
-@pytest.fixture
-def encoder(encoder_path):
-    return SentenceTransformer(encoder_path, device="cpu")
 
 
 def text_of(recipe, text):
