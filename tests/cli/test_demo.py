@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from tiny_encoder import WORDS, sentences, write_tiny_encoder
+from tiny_encoder import WORDS, sentences
 from typer.testing import CliRunner
 
 import fastcse
@@ -16,11 +16,6 @@ from fastcse.cli.demo_text import Pair, collect_pairs, group, shingles, split_do
 from fastcse.errors import InputError
 
 MODULES, DOCSTRINGS = 12, 20
-
-
-@pytest.fixture(scope="module")
-def encoder_path(tmp_path_factory):
-    return write_tiny_encoder(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture
