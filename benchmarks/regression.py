@@ -27,7 +27,7 @@ from rich.table import Table
 from fastcse.bench.benchmarks import case_of
 from fastcse.bench.environment import environment
 from fastcse.errors import InputError, RunError
-from fastcse.files import write_atomic
+from fastcse.files import write_json
 
 BASELINES = Path(__file__).parent / "baselines"
 DEFAULT_FILE = Path("build") / "bench.json"
@@ -125,8 +125,7 @@ def save(facts: dict[str, Any], readings: list[Reading], folder: Path) -> Path:
         ratios = {name: round(value, 4) for name, value in reading.ratios.items()}
         problems[reading.title] = {**origin, "ratios": ratios}
     folder.mkdir(parents=True, exist_ok=True)
-    document = {"machine": kind_of_machine(facts), "problems": dict(sorted(problems.items()))}
-    write_atomic(path, json.dumps(document, indent=1) + "\n")
+    write_json(path, {"machine": kind_of_machine(facts), "problems": dict(sorted(problems.items()))})
     return path
 
 

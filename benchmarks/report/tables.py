@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastcse.bench.case import Result
-from fastcse.bench.output import Document, left_out
+from fastcse.bench.output import Document, left_out, notes
 
 OURS, BY_HAND = "fastcse", ("eager", "torch.compile")
 NOT_MEASURED = "not measured"
@@ -37,7 +37,9 @@ def table(document: Document) -> str:
         parts += [setting, _group(results)]
     legends = dict.fromkeys(result.case.legend for result in document.results)
     parts.append(f"ms: median. {' '.join(legends)}")
-    return "\n\n".join([*parts, *_notes(document), *_left_out(document)])
+    if said := [f"{name}: {found}" for name, found in notes(document.results).items()]:
+        parts.append(". ".join(said) + ".")
+    return "\n\n".join([*parts, *_left_out(document)])
 
 
 def _group(results: list[Result]) -> str:
@@ -67,19 +69,9 @@ def number(value: float | None, form: str, absent: str = "-") -> str:
     return absent if value is None else format(value, form)
 
 
-def _notes(document: Document) -> list[str]:
-    """One line: what each provider does, the lower bound first."""
-    notes: dict[str, dict[str, None]] = {}
-    for result in document.results:
-        for name, row in result.measured.items():
-            if row.note:
-                notes.setdefault(name, {})[row.note] = None
-    return [". ".join(f"{name}: {'; '.join(found)}" for name, found in notes.items()) + "."] if notes else []
-
-
 def _left_out(document: Document) -> list[str]:
     """One line: who was not measured, by reason."""
-    groups = left_out(row for result in document.results for row in result.rows)
+    groups = left_out(document.results)
     lines = [f"{', '.join(names)} {status} ({reason})" for (status, reason), names in groups.items()]
     return [f"Not measured: {'; '.join(lines)}."] if lines else []
 

@@ -30,7 +30,7 @@ from transformers import set_seed
 
 from fastcse.bench.environment import environment
 from fastcse.encoding import encode_texts
-from fastcse.files import read_lines, write_atomic
+from fastcse.files import read_lines, write_json
 from fastcse.integrations.sentence_transformers import FusedContrastiveLoss
 from fastcse.losses.infonce import infonce_loss
 from fastcse.mining.negatives import mine_negatives
@@ -302,7 +302,7 @@ def gather(work: Path, result: Path) -> None:
         }
     if (stress := read_cached(work / "vaswani.json")) is not None:
         report["vaswani"] = {"what": WHAT["vaswani"], **stress}
-    write_atomic(result, json.dumps(report, indent=1) + "\n")
+    write_json(result, report)
 
 
 def _without_settings(result: dict[str, Any]) -> dict[str, Any]:

@@ -43,11 +43,6 @@ class CachedCase(Case):
     lower_bound_note = "the columns joined, three products, no loss"
 
     @property
-    def m(self) -> int:
-        """Candidates."""
-        return self.n
-
-    @property
     def whole(self) -> LossCase:
         """The same loss of the same rows, in one piece."""
         same = {name: getattr(self, name) for name in ("device", "data", "stage", "temperature", "seed")}

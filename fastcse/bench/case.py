@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, get_args, get_type_
 import torch
 
 from ..errors import OptionError
-from ..options import check, option
+from ..options import check, either, option
 from .data import KINDS, make_rows
 
 if TYPE_CHECKING:
@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DEVICES = ("cpu", "cuda")
+
+
+def check_device(device: str) -> None:
+    """An OptionError where it is none of DEVICES, with or without a number."""
+    if device.partition(":")[0] not in DEVICES:
+        raise OptionError("device", f" {device!r} is unknown: expected {either(DEVICES)}")
 
 
 class WrongAnswer(Exception):
@@ -141,8 +147,12 @@ class Case:
 
     def __post_init__(self):
         check(self)
-        if self.device.partition(":")[0] not in DEVICES:
-            raise OptionError("device", f" {self.device!r} is unknown: expected {' or '.join(DEVICES)}")
+        check_device(self.device)
+
+    @property
+    def m(self) -> int:
+        """Candidates, where it is no field: as many of everything."""
+        return self.n
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -44,9 +44,9 @@ def peak_of_process(run: Call) -> int | None:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:
         return None
-    before = _status("VmRSS")
+    before = _listed("/proc/self/status", "VmRSS")
     run()
-    return _status("VmHWM") - before
+    return _listed("/proc/self/status", "VmHWM") - before
 
 
 def trim_heap() -> None:
@@ -60,14 +60,13 @@ def free_bytes(device: str) -> int | None:
     """What could be allocated now; None if the system does not report it."""
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    listing = Path("/proc/meminfo")
-    lines = listing.read_text(encoding="ascii").splitlines() if listing.exists() else []
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+    return _listed("/proc/meminfo", "MemAvailable")
 
 
-def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+def _listed(file: str, field: str) -> int | None:
+    """Bytes of a field that the system lists in KiB; None where it does not."""
+    lines = Path(file).read_text(encoding="ascii").splitlines() if Path(file).exists() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:")), None)
 
 
 def extra_memory(case: Case, provider: Provider | None, config: int | str | None = None) -> float | None:

@@ -71,11 +71,6 @@ class MiningCase(Case):
             raise OptionError("n", f" is {self.n}: expected more than ", *both)
 
     @property
-    def m(self) -> int:
-        """Rows of the corpus."""
-        return self.n
-
-    @property
     def search(self) -> TopkCase:
         """The search that is a part of it."""
         return TopkCase(self.n, self.m, self.d, 1, "cosine", device=self.device, data=self.data, seed=self.seed)

@@ -76,30 +76,33 @@ def result_table(result: Result) -> Group:
 
 def legend(results: list[Result]) -> Group:
     """Once below all tables: what the columns mean, what each provider does differently, who did not run and why."""
-    rows = [row for result in results for row in result.rows]
-    case, notes = results[0].case, {}
-    for row in rows:
-        if row.status == "measured" and row.note:
-            notes.setdefault(row.provider, {})[row.note] = None
+    case = results[0].case
     bound = case.ours if case.lower_bound_name == case.ours else f"the {case.lower_bound_name}"
     lines = [
         "ms: median; ±: half of what lies between the 20% and the 80% quantile, in percent; "
         f"{_over_bound(results[0])}: to the time of {bound}; "
         f"{'' if case.flops is None else 'TFLOP/s: of those products; '}{case.legend}"
     ]
-    lines += [f"[bold]{name}[/]: {escape('; '.join(found))}" for name, found in notes.items()]
-    for (status, why), names in left_out(rows).items():
+    lines += [f"[bold]{name}[/]: {escape(found)}" for name, found in notes(results).items()]
+    for (status, why), names in left_out(results).items():
         lines.append(f"[bold]{', '.join(names)}[/] {status}: {escape(why)}")
     return Group(*(f"[dim]{line}[/]" for line in lines))
 
 
-def left_out(rows: Iterable[Measurement]) -> dict[tuple[str, str], list[str]]:
+def notes(results: Iterable[Result]) -> dict[str, str]:
+    """Provider -> what is said of it, each once, of those that were measured."""
+    found: dict[str, dict[str, None]] = {}
+    for name, row in (item for result in results for item in result.measured.items()):
+        if row.note:
+            found.setdefault(name, {})[row.note] = None
+    return {name: "; ".join(said) for name, said in found.items()}
+
+
+def left_out(results: Iterable[Result]) -> dict[tuple[str, str], dict[str, None]]:
     """(status, reason) -> the providers that were not measured for it, each once."""
-    groups: dict[tuple[str, str], list[str]] = {}
-    for row in rows:
-        if row.status != "measured":
-            names = groups.setdefault((row.status, row.reason), [])
-            names += [row.provider] * (row.provider not in names)
+    groups: dict[tuple[str, str], dict[str, None]] = {}
+    for row in (row for result in results for row in result.rows if row.status != "measured"):
+        groups.setdefault((row.status, row.reason), {})[row.provider] = None
     return groups
 
 

@@ -5,6 +5,7 @@ The bound reads what must be read once, writes what must be written once, and co
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -92,11 +93,6 @@ class RowwiseCase(ArrayCase):
             object.__setattr__(self, "mode", "forward")
 
     @property
-    def m(self) -> int:
-        """As many of everything."""
-        return self.n
-
-    @property
     def operation(self) -> str:
         return self.op
 
@@ -164,36 +160,14 @@ class RowwiseCase(ArrayCase):
         return None
 
     def lower_bound(self) -> Callable[..., object]:
-        if self.op == "adversarial":
-            run = _written_from_two
-        elif self.mode == "forward":
-            run = _read
-        elif self.op == "quadruplet":
-            run = _clones
-        else:
-            run = self._in_place()
+        run, _ = BOUNDS.get((self.op, self.mode), READ)
+        if run is _added:
+            run = functools.partial(run, torch.zeros(self.n, self.d, dtype=self.torch_dtype, device=self.device))
         return torch.no_grad()(run)
-
-    def _in_place(self) -> Callable[[Tensor, Tensor], None]:
-        held = torch.zeros(self.n, self.d, dtype=self.torch_dtype, device=self.device)
-
-        def run(x: Tensor, gradient: Tensor) -> None:
-            x.sum()
-            held.add_(x)
-
-        return run
 
     @property
     def lower_bound_note(self) -> str:
-        if self.op == "adversarial":
-            what = "rows and direction added up in fresh memory"
-        elif self.mode == "forward":
-            what = "the sum of all entries"
-        elif self.op == "quadruplet":
-            what = "the four inputs cloned into fresh memory"
-        else:
-            what = "the sum of all entries, then the rows added to the gradient in place"
-        return f"{self.op}: {what}"
+        return f"{self.op}: {BOUNDS.get((self.op, self.mode), READ)[1]}"
 
     def output_bytes(self, inputs: tuple[Tensor, ...]) -> int:
         """Moved rows, or gradients; values by row are small, or a provider's own way."""
@@ -216,6 +190,20 @@ def _written_from_two(x: Tensor, direction: Tensor, radius: Tensor) -> Tensor:
 def _read(*rows: Tensor) -> None:
     for x in rows:
         x.sum()
+
+
+def _added(held: Tensor, x: Tensor, gradient: Tensor) -> None:
+    x.sum()
+    held.add_(x)
+
+
+# What is done once to the bytes of an operation, and in words; forward alone they are read.
+READ = (_read, "the sum of all entries")
+BOUNDS = {
+    ("quadruplet", "full"): (_clones, "the four inputs cloned into fresh memory"),
+    ("normalize", "full"): (_added, "the sum of all entries, then the rows added to the gradient in place"),
+    ("adversarial", "forward"): (_written_from_two, "rows and direction added up in fresh memory"),
+}
 
 
 def _hinge(positive: Tensor, batch: Tensor, corpus: Tensor) -> Tensor:

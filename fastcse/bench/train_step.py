@@ -87,11 +87,6 @@ class StepCase(Case):
     unlabelled = ("texts",)
 
     @property
-    def m(self) -> int:
-        """Candidates."""
-        return self.n
-
-    @property
     def setting(self) -> str:
         return f"{self.model}, at most {self.max_length} tokens, {self.dtype} on {self.device}, {self.corpus}"
 

@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from ..bench.benchmarks import BENCHMARKS, Benchmark
-from ..bench.case import DEVICES, ArrayCase, Case, WrongAnswer
+from ..bench.case import ArrayCase, Case, WrongAnswer, check_device
 from ..errors import InputError, OptionError, flag
 from ..options import build, check, either, leaves, option, sweep
 from .console import INTERRUPTED, Json, fail, quiet_stdout, show
@@ -105,8 +105,7 @@ def device_and_dtype(given: dict[str, Any]) -> dict[str, str]:
 
     check_backend(given.get("backend"))
     device = given.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device.partition(":")[0] not in DEVICES:
-        raise OptionError("device", f" {device!r} is unknown: expected {' or '.join(DEVICES)}")
+    check_device(device)
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise OptionError("device", f" is {device}, and torch finds no GPU here")
     return {"device": device, "dtype": given.get("dtype") or ("float32" if device == "cpu" else "bfloat16")}

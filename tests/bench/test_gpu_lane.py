@@ -27,21 +27,34 @@ def python(code, name="one", limit_s=60.0, makes=".", **options):
     return Step("stage", name, ("python", "-c", code), limit_s, makes, **options)
 
 
-def test_a_step_that_passed_is_not_run_again_for_the_same_sources(tmp_path):
+@pytest.mark.parametrize(
+    ("code", "budget", "options", "status", "why"),
+    [
+        ("print('before'); raise SystemExit('no such thing')", 60, {}, "failed", "exit code 1: no such thing"),
+        ("0", 60, {"makes": "never"}, "failed", "made no never"),
+        ("0", 1, {}, "skipped", "the lane's time is over"),
+        ("0", 60, {"tools": ("no-such-profiler",)}, "skipped", "no-such-profiler is not on the path"),
+        ("0", 60, {"modules": ("no_such_package",)}, "skipped", "no_such_package is not installed"),
+        ("print('last')", 60, {}, "passed", "last"),
+    ],
+)
+def test_a_step_ends_with_its_reason_and_keeps_its_log(tmp_path, code, budget, options, status, why):
+    step = python(code, **options)
+    outcome = Lane(tmp_path, "a", budget).run(step)
+    assert outcome["status"] == status
+    assert outcome["why"].startswith(why)
+    assert ("before" in (tmp_path / "stage-one.log").read_text()) == ("before" in code) if status != "skipped" else True
+    # Only what passed is not run again, for the same sources and while its file is there.
+    assert Lane(tmp_path, "a", budget).is_done(step) == (status == "passed")
+    assert not Lane(tmp_path, "b", budget).is_done(step)
+
+
+def test_a_step_whose_file_is_gone_is_run_again(tmp_path):
     step = python(f"open({str(tmp_path / 'made')!r}, 'w')", makes="made")
     assert Lane(tmp_path, "a", 60).run(step)["status"] == "passed"
     assert Lane(tmp_path, "a", 60).is_done(step)
-    assert not Lane(tmp_path, "b", 60).is_done(step)
     (tmp_path / "made").unlink()
     assert not Lane(tmp_path, "a", 60).is_done(step)
-
-
-def test_a_failure_says_its_last_line_and_keeps_its_log(tmp_path):
-    outcome = Lane(tmp_path, "a", 60).run(python("print('before'); raise SystemExit('no such thing')"))
-    assert outcome["status"] == "failed"
-    assert "exit code 1: no such thing" in outcome["why"]
-    assert "before" in (tmp_path / "stage-one.log").read_text()
-    assert Lane(tmp_path, "a", 60).run(python("0", makes="never"))["why"].startswith("made no never")
 
 
 def test_a_step_is_cut_off_with_everything_that_it_started_and_leaves_its_file(tmp_path):
@@ -60,16 +73,6 @@ def test_a_step_is_cut_off_with_everything_that_it_started_and_leaves_its_file(t
     assert not lane.is_done(step)
     lane.gather({"gpu": "here"}, dry=True)
     assert json.loads((tmp_path / "loss.json").read_text())["results"] == [1]
-
-
-def test_what_the_budget_or_the_machine_does_not_allow_is_skipped_aloud(tmp_path):
-    for budget, options, why in (
-        (1, {}, "the lane's time is over"),
-        (60, {"tools": ("no-such-profiler",)}, "no-such-profiler is not on the path"),
-        (60, {"modules": ("no_such_package",)}, "no_such_package is not installed"),
-    ):
-        outcome = Lane(tmp_path, "a", budget).run(python("0", **options))
-        assert (outcome["status"], outcome["why"]) == ("skipped", why)
 
 
 @pytest.mark.parametrize("dry", [False, True])
