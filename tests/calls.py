@@ -1,7 +1,6 @@
 """What several test files do with a loss: layouts of rows, small leaves, every option at once, gradients twice,
 compiled beside eager."""
 
-import pytest
 import torch
 
 from fastcse import CandidateBlock, focal_infonce_loss
@@ -42,25 +41,6 @@ def everything(a, c, h, **options):
 def weigh(loss):
     """A scalar of a loss whatever its reduction; rows get different weights."""
     return loss if loss.dim() == 0 else (loss * torch.linspace(0.5, 2, len(loss), device=loss.device)).sum()
-
-
-def second_derivative(loss, leaf):
-    """Gradient by `leaf` of the squared gradient; what a gradient penalty asks for."""
-    (first,) = torch.autograd.grad(loss, leaf, create_graph=True)
-    return torch.autograd.grad(first.pow(2).sum(), leaf)[0]
-
-
-def assert_second_derivative(backend, of_loss, device):
-    """Right where the backend is plain torch, and a clear error elsewhere; never silently something else."""
-    leaf = torch.randn(4, 3, generator=torch.Generator().manual_seed(5)).to(device).requires_grad_()
-    if backend != "reference":
-        with pytest.raises(RuntimeError, match=r"(?i)differentiated (again|twice)|double backward|second derivative"):
-            second_derivative(of_loss(leaf), leaf)
-        return
-    wide = leaf.detach().double().requires_grad_()
-    torch.testing.assert_close(
-        second_derivative(of_loss(leaf), leaf), second_derivative(of_loss(wide), wide).float(), rtol=1e-3, atol=1e-4
-    )
 
 
 def both_ways(compiled, plain, leaves):

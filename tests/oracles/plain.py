@@ -164,6 +164,6 @@ def sscl(anchor, candidate):
     return (plain(a, c) + plain(a, c, negatives=torch.cat([*more, *others]))) / 2
 
 
-def uniformity(rows):
+def uniformity(rows, t=2.0):
     square = 2 - 2 * cosines(rows, rows)
-    return (-2 * square).exp()[tuple(torch.triu_indices(len(rows), len(rows), 1))].mean().log()
+    return (-t * square).exp()[tuple(torch.triu_indices(len(rows), len(rows), 1))].mean().log()
