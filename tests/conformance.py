@@ -194,7 +194,8 @@ LOSSES = {
         ),
     ),
     "hsimcse classic": LossCase(
-        fastcse.hsimcse_loss, with_corpus, hsimcse(**CLASSIC), options=WARM | CLASSIC | {"noise": 0.0},
+        fastcse.hsimcse_loss, lambda n, draw: {**with_corpus(n, draw), "positive": torch.arange(n).flip(0)},
+        hsimcse(**CLASSIC), options=WARM | CLASSIC | {"noise": 0.0},
         spoilt="corpus_negative",
     ),
     "quadruplet": LossCase(
@@ -243,6 +244,10 @@ LOSSES = {
     ),
     "clusterns remove": LossCase(
         fastcse.clusterns_loss, clusters, clusterns("remove"), options=WARM | {"false_negatives": "remove"},
+    ),
+    "clusterns active": LossCase(
+        fastcse.clusterns_loss, clusters, clusterns("active"),
+        options=WARM | {"margin_weight": 2.0, "margin_reduction": "active", "alpha": 0.1, "beta": 0.2},
     ),
     "clusterns positive": LossCase(
         fastcse.clusterns_loss, clusters, clusterns("positive"), options=WARM | {"false_negatives": "positive"},

@@ -4,7 +4,7 @@
 
 Prints a line a fault: the first test that fails, SURVIVED, or "stale" where its snippet no longer occurs exactly once
 in fastcse/ or csrc/. A snippet is found by its text wherever it is, so that a moved file changes nothing here. Lane
-"test" runs the files that a fault names, without what is marked `whole`; "quick" all of tests/quick.
+"test" runs the files that a fault names, "quick" all of tests/quick, both without what is marked `whole`.
 """
 
 from __future__ import annotations
@@ -215,9 +215,9 @@ def try_fault(fault: Fault, tree: Path, lane: list[str]) -> str:
         faulty.write_text(faulty.read_text(encoding="utf-8").replace(fault.old, fault.new), encoding="utf-8")
         if path.is_relative_to(tree / "csrc"):
             build(copy)
-        if lane == ["quick"]:
-            return run(copy, ["tests/quick"])
-        return run(copy, [*files(copy, fault.tests), "-m", "not whole"] if lane == ["test"] else lane)
+        if lane in (["quick"], ["test"]):
+            lane = [*(["tests/quick"] if lane == ["quick"] else files(copy, fault.tests)), "-m", "not whole"]
+        return run(copy, lane)
 
 
 def main() -> None:

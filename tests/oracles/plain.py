@@ -107,13 +107,13 @@ def hinges(near, batch, corpus, form="weighted", margin=0.0, weights=(0.9, 0.11)
 
 
 def hsimcse(**options):
-    def rows(anchor, candidate, corpus_negative):
-        s, n = cosines(anchor, candidate), len(anchor)
-        own = F.one_hot(torch.arange(n, device=s.device), s.shape[1]).bool()
-        batch = s.masked_fill(own, -torch.inf).amax(1)
-        near = paired(anchor, moved(anchor, candidate[:n], 0.3))
+    def rows(anchor, candidate, corpus_negative, positive=None):
+        s = cosines(anchor, candidate)
+        positive = torch.arange(len(anchor), device=s.device) if positive is None else positive
+        batch = s.masked_fill(F.one_hot(positive, s.shape[1]).bool(), -torch.inf).amax(1)
+        near = paired(anchor, moved(anchor, candidate[positive], 0.3))
         quad = hinges(near, batch, paired(anchor, corpus_negative.detach()), **options)
-        return contrastive(scaled)(anchor, candidate) + 0.22 * quad
+        return contrastive(scaled)(anchor, candidate, positive) + 0.22 * quad
 
     return rows
 
@@ -140,7 +140,7 @@ def clusterns(how):
         n, place = len(s), torch.arange(len(s), device=s.device)
         same = (index[:, None] == index) & (index >= 0)
         heavy = cosines(anchor, centroids.detach()) / 0.3 + counts.to(s.dtype).log()
-        keep = ~same | F.one_hot(place).bool() if how != "margin" else torch.ones_like(same)
+        keep = ~same | F.one_hot(place).bool() if how in ("remove", "positive") else torch.ones_like(same)
         whole = cross_entropy(torch.cat([s, heavy], 1), place, F.pad(keep, (0, heavy.shape[1]), value=True)).mean()
         if how == "remove":
             return whole
@@ -148,6 +148,9 @@ def clusterns(how):
             cluster = same | F.one_hot(place).bool()
             return whole + (s.diagonal() - (s * cluster).sum(1) / cluster.sum(1)).mean()
         d = 0.3 * torch.where(same, s - s.diagonal()[:, None], 0.0)
+        if how == "active":  # the mean over pairs of a cluster
+            pairs = same & ~F.one_hot(place).bool()
+            return whole + 2.0 * between(d[pairs], 0.1, 0.2).mean()
         return whole + 2.0 * between(d, 0.1, 0.2).sum() / n**2
 
     return value

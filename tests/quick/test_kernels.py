@@ -38,9 +38,8 @@ def searches(device, backend):
     for x, y in ((a, c), (a[:, :7].contiguous(), c[:, :7].contiguous())):
         found = fastcse.topk(x, y, 3, backend=backend)
         yield from (found.values, found.indices)
-        nearest = (
-            fastcse.assign(c, a, second=True, backend=backend) if x is a else fastcse.assign(y, x, backend=backend)
-        )
+        twice = x.repeat(2, 1)  # of equal centroids the lower one is the nearest
+        nearest = fastcse.assign(y, twice, second=x is a, backend=backend)
         yield from (nearest.index, nearest.value)
     found = fastcse.topk(a[:1], rows(1160, 8, 2).to(device), 1, backend=backend)
     yield from (found.values, found.indices)

@@ -88,3 +88,20 @@ def test_a_weight_of_ones_own_raises_the_bound_of_the_shift(forced, device):
     rows = torch.eye(2, device=device)
     loss = forced(fastcse.infonce_loss, rows[:1], rows, negatives=heavy, temperature=1.0)
     torch.testing.assert_close(loss.cpu(), torch.tensor(149.0))
+
+
+@pytest.mark.parametrize("backend", ["cpp"], indirect=True)
+def test_rows_whose_squares_overflow_have_their_cosines(forced, device):
+    rows = torch.tensor([[3e25, 4e25], [3.0, 4.0]], device=device)
+    got = forced(fastcse.similarity, rows, torch.eye(2, device=device)[:1])
+    torch.testing.assert_close(got.cpu(), torch.full((2, 1), 0.6))
+
+
+def test_a_loss_scale_reaches_gradients_that_float16_cannot_hold(forced, device):
+    """The gradients of the mean are around 1e-8; the upstream gradient brings the scale."""
+    rows = [(torch.randn(64, 8) + k).half().to(device).requires_grad_() for k in range(2)]
+    exact = [x.detach().double().requires_grad_() for x in rows]
+    (forced(fastcse.infonce_loss, *rows, temperature=200.0) * 2.0**14).backward()
+    (fastcse.infonce_loss(*exact, temperature=200.0) * 2.0**14).backward()
+    for x, truth in zip(rows, exact):
+        assert (x.grad.double() - truth.grad).norm() <= 1e-3 * truth.grad.norm()

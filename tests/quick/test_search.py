@@ -1,5 +1,6 @@
 """Search, clustering and mining on arrays that one can work out by hand."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -35,6 +36,7 @@ def test_many_equal_rows_are_found_in_their_order(forced):
     assert forced(fastcse.topk, torch.ones(2, 3), corpus, 40).indices.tolist() == [list(range(40))] * 2
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("backend", ["cpp", "triton"])
 def test_the_best_is_found_among_rows_that_bfloat16_cannot_tell_apart(backend):
     """Products of 1 + j 2^-14 all round to 1: more of them than are scored again at first."""
@@ -136,6 +138,15 @@ def test_rows_of_a_model_that_was_trained_further_are_made_anew(tmp_path):
     with torch.no_grad():
         model.weight += 1
     assert torch.equal(encode_texts(model, ["a", "bb"], **options), 2 * first)
+
+
+def test_kept_rows_of_another_type_are_made_anew(tmp_path):
+    options = {"cache_folder": tmp_path, "progress": False}
+    first = encode_texts(Words(), ["a", "bb"], **options)
+    (shard,) = tmp_path.rglob("*.npy")
+    np.save(shard, 2 * first.half().numpy())
+    with pytest.warns(UserWarning, match="damaged"):
+        assert torch.equal(encode_texts(Words(), ["a", "bb"], **options), first)
 
 
 @pytest.mark.parametrize(

@@ -308,3 +308,14 @@ def test_full_over_detached_gradient_is_two_on_positives(run):
     expected = (2 * s + 0.3) / (s + 0.3)
     off = ~torch.eye(6, dtype=torch.bool) & ((s + 0.3).abs() > 0.02)
     close(ratio[off], expected[off], rtol=1e-4)
+
+
+@pytest.mark.interpreted
+def test_a_tie_with_the_positive_is_no_hit_and_of_equal_negatives_the_lowest_column_counts(run):
+    """Columns 40, 50 and 75 of 80: in the interpreter of three tiles."""
+    candidate = torch.eye(2)[:1].repeat(80, 1)
+    candidate[[40, 50, 75]] = torch.tensor([0.0, 1.0])
+    case = Case(torch.tensor([[0.0, 1.0]] * 2), candidate, torch.tensor([40, 3]))
+    stats = run(case, return_stats=True, grad=False).stats
+    assert stats.hardest_index.tolist() == [50, 40]
+    assert stats.accuracy == 0
