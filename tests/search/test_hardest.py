@@ -4,13 +4,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from calls import LAYOUTS
 from row_oracle import allowed, cosines, hardest
 from yardstick import assert_within
 
 import fastcse
-
-pytestmark = pytest.mark.interpreted_by_value
 
 
 @pytest.fixture
@@ -55,6 +52,7 @@ SHAPES = [(1, 1, 1), (1, 5, 3), (2, 2, 17), (3, 2, 4), (63, 64, 3), (64, 64, 96)
 
 @pytest.mark.parametrize("normalize", [True, False], ids=["cosine", "raw"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.interpreted_by_value
 def test_any_shape(find, shape, normalize):
     n, m, d = shape
     anchor, candidate = torch.randn(n, d), torch.randn(m, d)
@@ -92,6 +90,7 @@ def test_rows_of_the_same_id_are_left_out(find, positive):
     assert (got[1] != find(anchor, candidate, positive)[1]).any()
 
 
+@pytest.mark.interpreted
 def test_ids_are_compared_in_all_64_bits(find):
     ids = torch.tensor([2**60, 2**60 + 1, 5, 5 + 2**32, -5, 2**63 - 1, -(2**63)])
     eye = torch.eye(7)
@@ -104,6 +103,7 @@ def test_ids_are_compared_in_all_64_bits(find):
     assert (got[1] == torch.arange(7) + 7).all()
 
 
+@pytest.mark.interpreted
 def test_ties_go_to_the_lowest_index_across_tiles(find):
     anchor, candidate = torch.eye(4), torch.zeros(300, 4)
     candidate[[40, 170, 290], 0] = 2.0
@@ -200,94 +200,3 @@ def test_agrees_with_the_by_product_of_the_loss(find, forced, device):
     )
     assert torch.equal(index, stats.hardest_index.cpu())
     torch.testing.assert_close(value, stats.hardest_similarity.cpu(), rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_any_strides(find, layout):
-    anchor, candidate, positive, ids = torch.randn(6, 7), torch.randn(90, 7), torch.arange(6) + 3, torch.arange(90) % 8
-    change = LAYOUTS[layout]
-    options = dict(anchor_id=ids[:12].repeat_interleave(2)[::4], candidate_id=ids.repeat_interleave(3)[::3])
-    got = find(change(anchor), change(candidate), positive.repeat_interleave(2)[::2], **options)
-    plain = find(anchor, candidate, positive, anchor_id=ids[:12:2], candidate_id=ids)
-    assert torch.equal(got[1], plain[1])
-    torch.testing.assert_close(got[0], plain[0], rtol=1e-6, atol=1e-6)
-
-
-def test_nothing_is_written_to_and_nothing_learns(forced, device):
-    given = [torch.randn(6, 5, device=device), torch.randn(9, 5, device=device), torch.arange(6, device=device)]
-    copies, versions = [x.clone() for x in given], [x._version for x in given]
-    given[0].requires_grad_()
-    given[1].requires_grad_()
-    got = forced(fastcse.hardest_negative, *given)
-    assert not got.value.requires_grad
-    for x, copy, version in zip(given, copies, versions):
-        assert torch.equal(x, copy)
-        assert x._version == version
-
-
-def test_twice_the_same_bits(find, backend):
-    n = 24 if backend == "triton" else 700
-    rows = torch.randn(n, 24)
-    one, two = find(rows, rows.roll(1, 0)), find(rows, rows.roll(1, 0))
-    assert torch.equal(one[0], two[0])
-    assert torch.equal(one[1], two[1])
-    assert (one[1] == (torch.arange(n) + 1) % n).all()
-
-
-@pytest.mark.parametrize("more", [{}, {"normalize": False}, {"ids": True}], ids=["plain", "raw", "ids"])
-def test_compile(device, backend, more):
-    anchor, candidate = torch.randn(5, 6, device=device), torch.randn(9, 6, device=device)
-    ids = torch.arange(9, device=device) % 4
-    options = dict(anchor_id=ids[:5], candidate_id=ids) if more.get("ids") else dict(more)
-
-    def function(anchor, candidate):
-        found = fastcse.hardest_negative(2 * anchor, candidate, backend=backend, **options)
-        return found.value + 1, found.index
-
-    torch._dynamo.reset()
-    got = torch.compile(function, fullgraph=True, backend="aot_eager")(anchor, candidate)
-    assert fastcse.last_backend() == backend
-    for one, two in zip(got, function(anchor, candidate)):
-        torch.testing.assert_close(one, two)
-
-
-# ---------------------------------------------------------------- arguments
-
-R = torch.randn
-IDS = torch.arange(4)
-BAD = {
-    "no anchors": ((R(0, 3), R(4, 3)), {}, "anchor", r"\(0, 3\)"),
-    "no candidates": ((R(4, 3), R(0, 3)), {}, "candidate", r"\(0, 3\)"),
-    "one dimension": ((R(11), R(4, 3)), {}, "anchor", "11"),
-    "integers": ((torch.ones(4, 3, dtype=torch.int64), R(4, 3)), {}, "anchor", "int64"),
-    "widths": ((R(4, 3), R(4, 17)), {}, "candidate", r"(?s)3.*17|17.*3"),
-    "dtypes": ((R(4, 3), R(4, 3).half()), {}, "candidate", r"(?s)float16.*float32|float32.*float16"),
-    "devices": ((R(4, 3), R(4, 3, device="meta")), {}, "candidate", r"(?s)cpu.*meta|meta.*cpu"),
-    "fewer candidates than anchors": ((R(19, 3), R(4, 3)), {}, "positive", r"(?s)19.*4|4.*19"),
-    "positive length": ((R(4, 3), R(4, 3), torch.arange(13)), {}, "positive", r"(?s)13.*4|4.*13"),
-    "positive dtype": ((R(4, 3), R(4, 3), IDS.int()), {}, "positive", r"(?s)int32.*int64|int64.*int32"),
-    "anchor_id alone": ((R(4, 3), R(4, 3)), {"anchor_id": IDS}, "candidate_id", "anchor_id"),
-    "candidate_id alone": ((R(4, 3), R(4, 3)), {"candidate_id": IDS}, "candidate_id", "anchor_id"),
-    "anchor_id length": (
-        (R(4, 3), R(4, 3)),
-        {"anchor_id": torch.arange(13), "candidate_id": IDS},
-        "anchor_id",
-        r"(?s)13.*4|4.*13",
-    ),
-    "candidate_id length": (
-        (R(4, 3), R(4, 3)),
-        {"anchor_id": IDS, "candidate_id": torch.arange(13)},
-        "candidate_id",
-        r"(?s)13.*4|4.*13",
-    ),
-    "backend": ((R(4, 3), R(4, 3)), {"backend": "cuda_magic"}, "backend", "cuda_magic"),
-    "float64 by force": ((R(4, 3).double(), R(4, 3).double()), {"backend": "cpp"}, "float64", "cpp"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_arguments_are_value_errors_that_name_both_values(name):
-    arguments, options, argument, values = BAD[name]
-    with pytest.raises(ValueError, match=values) as caught:
-        fastcse.hardest_negative(*arguments, **options)
-    assert argument in str(caught.value)
