@@ -32,50 +32,22 @@ void measure_rows(Address x, int64_t stride, int64_t n, int64_t d, Address lengt
     chosen->measure_rows(at<const float>(x), stride, n, d, at<double>(length), at<double>(cut), threads);
 }
 
-void select_tile(const py::dict& fields, int threads) {
-    const auto selection = selection_from(fields);
+/// A kernel whose arguments are one dictionary.
+template <class Struct, void (*Functions::*kernel)(const Struct&, int)>
+void run(const py::dict& fields, int threads) {
+    const auto arguments = from<Struct>(fields);
     py::gil_scoped_release release;
-    chosen->select_tile(selection, threads);
+    (chosen->*kernel)(arguments, threads);
 }
 
 void finish_selection(const py::dict& fields, Address value, Address index, int threads) {
-    const auto selection = selection_from(fields);
+    const auto selection = from<fastcse::Selection>(fields);
     py::gil_scoped_release release;
     chosen->finish_selection(selection, at<float>(value), at<int64_t>(index), threads);
 }
 
-void step_rows(const py::dict& fields, int threads) {
-    const auto step = step_from(fields);
-    py::gil_scoped_release release;
-    chosen->step_rows(step, threads);
-}
-
-void quadruplets(const py::dict& fields, int threads) {
-    const auto rows = quadruplets_from(fields);
-    py::gil_scoped_release release;
-    chosen->quadruplets(rows, threads);
-}
-
-void candidate_gradient(const py::dict& fields, int threads) {
-    const auto gradient = candidate_gradient_from(fields);
-    py::gil_scoped_release release;
-    chosen->candidate_gradient(gradient, threads);
-}
-
-void assign_rows(const py::dict& fields, int threads) {
-    const auto assignment = assignment_from(fields);
-    py::gil_scoped_release release;
-    chosen->assign_rows(assignment, threads);
-}
-
-void cluster_sums(const py::dict& fields, int threads) {
-    const auto sums = cluster_sums_from(fields);
-    py::gil_scoped_release release;
-    chosen->cluster_sums(sums, threads);
-}
-
 void sweep(const std::string& transform, const py::dict& fields, int threads) {
-    const auto tile = tile_from(fields);
+    const auto tile = from<fastcse::Tile>(fields);
     py::gil_scoped_release release;
     chosen->sweep(transform, tile, threads);
 }
@@ -172,11 +144,11 @@ PYBIND11_MODULE(_C, m) {
     m.def("finish_rows", &finish_rows);
     m.def("scatter_rows", &scatter_rows);
     m.def("measure_rows", &measure_rows);
-    m.def("select_tile", &select_tile);
+    m.def("select_tile", &run<fastcse::Selection, &Functions::select_tile>);
     m.def("finish_selection", &finish_selection);
-    m.def("step_rows", &step_rows);
-    m.def("quadruplets", &quadruplets);
-    m.def("candidate_gradient", &candidate_gradient);
-    m.def("assign_rows", &assign_rows);
-    m.def("cluster_sums", &cluster_sums);
+    m.def("step_rows", &run<fastcse::StepRows, &Functions::step_rows>);
+    m.def("quadruplets", &run<fastcse::Quadruplets, &Functions::quadruplets>);
+    m.def("candidate_gradient", &run<fastcse::CandidateGradient, &Functions::candidate_gradient>);
+    m.def("assign_rows", &run<fastcse::Assignment, &Functions::assign_rows>);
+    m.def("cluster_sums", &run<fastcse::ClusterSums, &Functions::cluster_sums>);
 }

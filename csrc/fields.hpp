@@ -1,8 +1,10 @@
-// A Python dictionary of addresses and numbers into what a kernel reads. Fields that are not given are null or an
-// error.
+// A Python dictionary of addresses and numbers into what a kernel reads. A pointer that is not given is null; a number
+// that is not given is an error.
 #pragma once
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+
+#include <type_traits>
 
 #include "fastcse/tile.hpp"
 
@@ -17,180 +19,69 @@ T* at(Address address) {
     return reinterpret_cast<T*>(address);
 }
 
-#define FASTCSE_POINTER(into, name, type) \
-    if (fields.contains(#name)) into.name = at<type>(fields[#name].cast<Address>());
-#define FASTCSE_VALUE(into, name, type) into.name = fields[#name].cast<type>();
+/// The type that Python has for a field.
+template <class T>
+using Given = std::conditional_t<std::is_pointer_v<T>, Address, std::conditional_t<std::is_enum_v<T>, int, T>>;
 
-inline fastcse::Tile tile_from(const py::dict& fields) {
-    fastcse::Tile tile{};
-    FASTCSE_POINTER(tile, dot, float)
-    FASTCSE_VALUE(tile, stride, int64_t)
-    FASTCSE_VALUE(tile, rows, int64_t)
-    FASTCSE_VALUE(tile, cols, int64_t)
-    FASTCSE_VALUE(tile, first_col, int64_t)
-    FASTCSE_POINTER(tile, row_scale, const float)
-    FASTCSE_POINTER(tile, row_shift, const float)
-    FASTCSE_POINTER(tile, row_weight, const float)
-    FASTCSE_POINTER(tile, col_scale, const float)
-    FASTCSE_POINTER(tile, col_bias, const float)
-    FASTCSE_POINTER(tile, own, const int64_t)
-    FASTCSE_VALUE(tile, own_log_weight, float)
-    FASTCSE_POINTER(tile, row_id, const int64_t)
-    FASTCSE_POINTER(tile, col_id, const int64_t)
-    FASTCSE_VALUE(tile, inv_temperature, float)
-    FASTCSE_VALUE(tile, margin, float)
-    FASTCSE_VALUE(tile, store, bool)
-    FASTCSE_POINTER(tile, row_sum, float)
-    FASTCSE_POINTER(tile, row_f_sum, float)
-    FASTCSE_POINTER(tile, col_shift, const float)
-    FASTCSE_POINTER(tile, col_weight, const float)
-    FASTCSE_POINTER(tile, col_sum, float)
-    FASTCSE_POINTER(tile, row_similarity_sum, float)
-    FASTCSE_POINTER(tile, row_count, float)
-    FASTCSE_POINTER(tile, row_hardest, float)
-    FASTCSE_POINTER(tile, row_hardest_col, int64_t)
-    return tile;
+template <class T>
+T converted(Given<T> given) {
+    if constexpr (std::is_pointer_v<T>) return reinterpret_cast<T>(given);
+    if constexpr (!std::is_pointer_v<T>) return static_cast<T>(given);
 }
 
-inline fastcse::Selection selection_from(const py::dict& fields) {
-    fastcse::Selection s{};
-    FASTCSE_POINTER(s, dot, const void)
-    FASTCSE_VALUE(s, half, bool)
-    FASTCSE_VALUE(s, settle, bool)
-    FASTCSE_VALUE(s, stride, int64_t)
-    FASTCSE_VALUE(s, rows, int64_t)
-    FASTCSE_VALUE(s, cols, int64_t)
-    FASTCSE_VALUE(s, first_col, int64_t)
-    FASTCSE_POINTER(s, row_scale, const float)
-    FASTCSE_POINTER(s, col_scale, const float)
-    FASTCSE_POINTER(s, col_bias, const float)
-    FASTCSE_POINTER(s, slack, const float)
-    FASTCSE_VALUE(s, rounding, float)
-    FASTCSE_POINTER(s, row_square, const double)
-    FASTCSE_POINTER(s, col_length, const double)
-    FASTCSE_POINTER(s, least, const double)
-    FASTCSE_POINTER(s, most, const double)
-    FASTCSE_POINTER(s, query, const float)
-    FASTCSE_POINTER(s, corpus, const void)
-    s.corpus_type = static_cast<fastcse::Element>(fields["corpus_type"].cast<int>());
-    FASTCSE_VALUE(s, query_stride, int64_t)
-    FASTCSE_VALUE(s, corpus_stride, int64_t)
-    FASTCSE_VALUE(s, d, int64_t)
-    s.metric = static_cast<fastcse::Metric>(fields["metric"].cast<int>());
-    FASTCSE_POINTER(s, row_id, const int64_t)
-    FASTCSE_POINTER(s, col_id, const int64_t)
-    FASTCSE_VALUE(s, k, int64_t)
-    FASTCSE_VALUE(s, room, int64_t)
-    FASTCSE_POINTER(s, held, fastcse::Held)
-    FASTCSE_POINTER(s, count, int64_t)
-    FASTCSE_POINTER(s, threshold, float)
-    FASTCSE_POINTER(s, looked, int64_t)
-    return s;
+template <class T>
+void read(const py::dict& fields, const char* name, T& into) {
+    if (std::is_pointer_v<T> && !fields.contains(name)) return;
+    into = converted<T>(fields[name].cast<Given<T>>());
 }
 
-inline fastcse::StepRows step_from(const py::dict& fields) {
-    fastcse::StepRows s{};
-    FASTCSE_POINTER(s, base, const float)
-    FASTCSE_VALUE(s, base_stride, int64_t)
-    FASTCSE_POINTER(s, direction, const float)
-    FASTCSE_VALUE(s, direction_stride, int64_t)
-    FASTCSE_VALUE(s, n, int64_t)
-    FASTCSE_VALUE(s, d, int64_t)
-    FASTCSE_POINTER(s, radius, const float)
-    FASTCSE_VALUE(s, radius_value, float)
-    s.kind = static_cast<fastcse::Step>(fields["kind"].cast<int>());
-    FASTCSE_POINTER(s, out, float)
-    return s;
+template <class T, std::size_t N>
+void read(const py::dict& fields, const char* name, T (&into)[N]) {
+    const auto given = fields[name].cast<std::vector<Given<T>>>();
+    for (std::size_t i = 0; i < N; ++i) into[i] = converted<T>(given.at(i));
 }
 
-inline fastcse::Quadruplets quadruplets_from(const py::dict& fields) {
-    fastcse::Quadruplets q{};
-    const auto rows = fields["rows"].cast<std::vector<Address>>();
-    const auto strides = fields["strides"].cast<std::vector<int64_t>>();
-    const auto gradients = fields["gradients"].cast<std::vector<Address>>();
-    const auto weights = fields["weights"].cast<std::vector<float>>();
-    const auto margins = fields["margins"].cast<std::vector<float>>();
-    for (int r = 0; r < 4; ++r) {
-        q.rows[r] = at<const float>(rows.at(r));
-        q.stride[r] = strides.at(r);
-        q.gradient[r] = at<float>(gradients.at(r));
+template <class Struct>
+Struct from(const py::dict& fields);
+
+#define F(name) read(fields, #name, out.name);
+#define FASTCSE_FIELDS(Struct, READ)                                       \
+    template <>                                                            \
+    inline fastcse::Struct from<fastcse::Struct>(const py::dict& fields) { \
+        fastcse::Struct out{};                                             \
+        READ return out;                                                   \
     }
-    for (int r = 0; r < 2; ++r) {
-        q.weight[r] = weights.at(r);
-        q.margin[r] = margins.at(r);
-    }
-    FASTCSE_POINTER(q, index, const int64_t)
-    FASTCSE_VALUE(q, n, int64_t)
-    FASTCSE_VALUE(q, d, int64_t)
-    FASTCSE_VALUE(q, classic, bool)
-    FASTCSE_VALUE(q, normalize, bool)
-    FASTCSE_VALUE(q, shortest, float)
-    FASTCSE_POINTER(q, loss, float)
-    FASTCSE_POINTER(q, similarity, float)
-    FASTCSE_VALUE(q, differentiate, bool)
-    FASTCSE_POINTER(q, upstream, const float)
-    FASTCSE_VALUE(q, factor, float)
-    FASTCSE_POINTER(q, pull, float)
-    return q;
-}
 
-inline fastcse::CandidateGradient candidate_gradient_from(const py::dict& fields) {
-    fastcse::CandidateGradient g{};
-    FASTCSE_POINTER(g, anchor, const float)
-    FASTCSE_VALUE(g, anchor_stride, int64_t)
-    FASTCSE_POINTER(g, candidate, const float)
-    FASTCSE_VALUE(g, candidate_stride, int64_t)
-    FASTCSE_VALUE(g, n, int64_t)
-    FASTCSE_VALUE(g, m, int64_t)
-    FASTCSE_VALUE(g, d, int64_t)
-    FASTCSE_POINTER(g, order, const int64_t)
-    FASTCSE_POINTER(g, starts, const int64_t)
-    FASTCSE_POINTER(g, pull, const float)
-    FASTCSE_VALUE(g, normalize, bool)
-    FASTCSE_VALUE(g, shortest, float)
-    FASTCSE_POINTER(g, gradient, float)
-    return g;
-}
+// clang-format off
+FASTCSE_FIELDS(Tile,
+    F(dot) F(stride) F(rows) F(cols) F(first_col) F(row_scale) F(row_shift) F(row_weight) F(col_scale) F(col_bias)
+    F(own) F(own_log_weight) F(row_id) F(col_id) F(inv_temperature) F(margin) F(store) F(row_sum) F(row_f_sum)
+    F(col_shift) F(col_weight) F(col_sum) F(row_similarity_sum) F(row_count) F(row_hardest) F(row_hardest_col))
 
-inline fastcse::Assignment assignment_from(const py::dict& fields) {
-    fastcse::Assignment a{};
-    FASTCSE_POINTER(a, dot, const void)
-    FASTCSE_VALUE(a, half, bool)
-    FASTCSE_VALUE(a, stride, int64_t)
-    FASTCSE_VALUE(a, rows, int64_t)
-    FASTCSE_VALUE(a, cols, int64_t)
-    FASTCSE_POINTER(a, col_scale, const float)
-    FASTCSE_POINTER(a, col_bias, const float)
-    FASTCSE_POINTER(a, slack, const float)
-    FASTCSE_POINTER(a, point, const float)
-    FASTCSE_VALUE(a, point_stride, int64_t)
-    FASTCSE_POINTER(a, centroid, const float)
-    FASTCSE_VALUE(a, centroid_stride, int64_t)
-    FASTCSE_VALUE(a, d, int64_t)
-    FASTCSE_POINTER(a, row_scale, const float)
-    FASTCSE_POINTER(a, norm_scale, const float)
-    FASTCSE_VALUE(a, distance, bool)
-    FASTCSE_VALUE(a, wanted, int)
-    FASTCSE_POINTER(a, index, int64_t)
-    FASTCSE_POINTER(a, value, float)
-    FASTCSE_POINTER(a, looked, int64_t)
-    return a;
-}
+FASTCSE_FIELDS(Selection,
+    F(dot) F(half) F(settle) F(stride) F(rows) F(cols) F(first_col) F(row_scale) F(col_scale) F(col_bias) F(slack)
+    F(rounding) F(row_square) F(col_length) F(least) F(most) F(query) F(corpus) F(corpus_type) F(query_stride)
+    F(corpus_stride) F(d) F(metric) F(row_id) F(col_id) F(k) F(room) F(held) F(count) F(threshold) F(looked))
 
-inline fastcse::ClusterSums cluster_sums_from(const py::dict& fields) {
-    fastcse::ClusterSums s{};
-    FASTCSE_POINTER(s, point, const float)
-    FASTCSE_VALUE(s, point_stride, int64_t)
-    FASTCSE_VALUE(s, n, int64_t)
-    FASTCSE_VALUE(s, d, int64_t)
-    FASTCSE_VALUE(s, clusters, int64_t)
-    FASTCSE_POINTER(s, scale, const float)
-    FASTCSE_POINTER(s, order, const int64_t)
-    FASTCSE_POINTER(s, starts, const int64_t)
-    FASTCSE_POINTER(s, sums, double)
-    return s;
-}
-#undef FASTCSE_POINTER
-#undef FASTCSE_VALUE
+FASTCSE_FIELDS(StepRows,
+    F(base) F(base_stride) F(direction) F(direction_stride) F(n) F(d) F(radius) F(radius_value) F(kind) F(out))
+
+FASTCSE_FIELDS(Quadruplets,
+    F(rows) F(strides) F(gradients) F(weights) F(margins) F(index) F(n) F(d) F(classic) F(normalize) F(shortest)
+    F(loss) F(similarity) F(differentiate) F(upstream) F(factor) F(pull))
+
+FASTCSE_FIELDS(CandidateGradient,
+    F(anchor) F(anchor_stride) F(candidate) F(candidate_stride) F(n) F(m) F(d) F(order) F(starts) F(pull)
+    F(normalize) F(shortest) F(gradient))
+
+FASTCSE_FIELDS(Assignment,
+    F(dot) F(half) F(stride) F(rows) F(cols) F(col_scale) F(col_bias) F(slack) F(point) F(point_stride) F(centroid)
+    F(centroid_stride) F(d) F(row_scale) F(norm_scale) F(distance) F(wanted) F(index) F(value) F(looked))
+
+FASTCSE_FIELDS(ClusterSums,
+    F(point) F(point_stride) F(n) F(d) F(clusters) F(scale) F(order) F(starts) F(sums))
+// clang-format on
+#undef FASTCSE_FIELDS
+#undef F
 
 }  // namespace fields

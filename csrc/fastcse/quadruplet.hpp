@@ -64,18 +64,18 @@ inline float slope(float x) { return x <= 0 ? 0 : 1; }
 inline float close(const Quadruplets& q, Quadruplet& row) {
     const float positive = row.similarity[0], batch = row.similarity[1], corpus = row.similarity[2];
     if (q.classic) {
-        const float first = q.margin[0] + batch - positive, second = q.margin[1] + corpus - positive;
+        const float first = q.margins[0] + batch - positive, second = q.margins[1] + corpus - positive;
         row.pull[1] = slope(first);
         row.pull[2] = slope(second);
         row.pull[0] = -(row.pull[1] + row.pull[2]);
         return hinge(first) + hinge(second);
     }
     // A negative that is not there and has no weight is no term, where 0 * -inf would be NaN.
-    const float weighted = !row.has_batch_negative && q.weight[0] == 0 ? 0 : q.weight[0] * batch;
-    const float x = weighted + q.weight[1] * corpus - positive + q.margin[0];
+    const float weighted = !row.has_batch_negative && q.weights[0] == 0 ? 0 : q.weights[0] * batch;
+    const float x = weighted + q.weights[1] * corpus - positive + q.margins[0];
     row.pull[0] = -slope(x);
-    row.pull[1] = slope(x) * q.weight[0];
-    row.pull[2] = slope(x) * q.weight[1];
+    row.pull[1] = slope(x) * q.weights[0];
+    row.pull[2] = slope(x) * q.weights[1];
     return hinge(x);
 }
 
@@ -115,8 +115,8 @@ inline void differentiate(const Quadruplets& q, Quadruplet& row, int64_t i) {
         q.pull[q.n + i] = along[1];
     }
     for (int r = 0; r < 4; ++r) {
-        if (!q.gradient[r]) continue;
-        float* out = q.gradient[r] + i * q.d;
+        if (!q.gradients[r]) continue;
+        float* out = q.gradients[r] + i * q.d;
         if (still)
             std::memset(out, 0, q.d * sizeof(float));
         else if (r == 0)
@@ -132,7 +132,7 @@ inline void quadruplets(const Quadruplets& q, int threads) {
         Quadruplet row{};
         const int64_t batch = q.index ? q.index[i] : i;
         row.has_batch_negative = batch >= 0;
-        for (int r = 0; r < 4; ++r) row.x[r] = q.rows[r] + (r == 2 ? batch : i) * q.stride[r];
+        for (int r = 0; r < 4; ++r) row.x[r] = q.rows[r] + (r == 2 ? batch : i) * q.strides[r];
         // One that is not there is read as the anchor: no other row may spoil this one's gradient with a NaN.
         if (!row.has_batch_negative) row.x[2] = row.x[0];
         measure(q, row);

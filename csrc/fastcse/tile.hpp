@@ -130,10 +130,10 @@ struct StepRows {
 /// Anchors with one positive and two negatives each, their hinge and its gradients.
 struct Quadruplets {
     const float* rows[4];  ///< anchor, positive, batch negative, corpus negative
-    int64_t stride[4];
+    int64_t strides[4];
     const int64_t* index;  ///< (n) the batch negative's row in rows[2], -1 for none; null: row i
     int64_t n, d;
-    float weight[2], margin[2];
+    float weights[2], margins[2];
     bool classic;           ///< two hinges, one for each negative
     bool normalize;         ///< cosines
     float shortest;         ///< a shorter row is a zero row
@@ -142,7 +142,7 @@ struct Quadruplets {
     bool differentiate;     ///< write what follows
     const float* upstream;  ///< (n) multiplies the gradients of a row; null: 1
     float factor;           ///< multiplies all of them
-    float* gradient[4];     ///< (n, d) or null
+    float* gradients[4];    ///< (n, d) or null
     float* pull;            ///< (2, n) or null: what `CandidateGradient` reads
 };
 

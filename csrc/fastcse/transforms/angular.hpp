@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../vec.hpp"
+#include "scaled.hpp"
 
 namespace FASTCSE_ISA::transforms::angular {
 
@@ -15,7 +16,7 @@ struct Turn {
 /// The least that 1 - s^2 is taken for: its root's slope has no bound at s = -1.
 constexpr float least = 1e-6f;
 
-struct Transform {
+struct Transform : scaled::Transform {
     static constexpr const char* name = "angular";
     template <class V>
     static V f(V s, float margin) {
@@ -31,14 +32,6 @@ struct Transform {
         const V q = (1.0f - s) * (1.0f + s), inside = q > least ? s : V{};
         const V slope = m.cosine - inside * m.sine / sqrt(q > least ? q : V{} + least);
         return s < m.cosine ? slope : s * 0.0f + 1.0f;
-    }
-    template <class V>
-    static V f_positive(V s, float) {
-        return s;
-    }
-    template <class V>
-    static V df_positive(V s, float) {
-        return s * 0.0f + 1.0f;
     }
 };
 
