@@ -91,7 +91,7 @@ FAULTS = [Fault(*row) for row in (
     ("losses-adversarial-radius", 'radius = step if mode == "raw" else step *', "radius = step *", "test_adversarial"),
     ("ops-hardest-own", "last.masked_fill(last == own, -1)", "last", f"test_hardest {FAST}"),
     ("ops-bound-excluded", "(score <= q.most[:, None])", "(score < q.most[:, None])",
-     "test_nearest_limits test_search"),
+     f"test_topk test_search {FAST}"),
     # mining and the index
     ("mining-signed-margin", "positive.abs() * self.relative_margin", "positive * self.relative_margin",
      "test_mining"),
