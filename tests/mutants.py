@@ -121,8 +121,7 @@ FAULTS = [Fault(*row) for row in (
     # training and evaluation
     ("training-momentum-swapped", "for n in moving], 1.0 - kept)", "for n in moving], kept)", "test_recipe_queue"),
     ("training-bank-in-evaluation", "self.encoder.training = True", "pass", "test_bank"),
-    ("training-patience",
-     'self.early_stopping_patience_counter = kept["attributes"]["early_stopping_patience_counter"]', "pass",
+    ("training-patience", "callback_states_from_checkpoint=True", "callback_states_from_checkpoint=False",
      "test_training -k patience"),
     ("training-dropout-alike", "torch.manual_seed(seed * state.num_processes + state.process_index)",
      "torch.manual_seed(seed)", "test_processes"),

@@ -9,6 +9,7 @@ from pathlib import Path
 from accelerate import PartialState
 from sentence_transformers import SentenceTransformer
 from torch import nn
+from transformers import EarlyStoppingCallback
 
 from ..errors import OptionError
 from ..evaluation.evaluators import StsEvaluator
@@ -23,7 +24,7 @@ from .options import TrainOptions
 from .processes import join, on_first, report_failures, seed_rank
 from .recipes.heads import strip_training_layers
 from .report import DEV_KEY, FIGURE_FILE, TrainReport, draw, make_report
-from .trainer import EncoderTrainer, JsonLog, Patience, make_trainer, tensorboard_log
+from .trainer import EncoderTrainer, JsonLog, make_trainer, tensorboard_log
 
 DEV = "stsb.dev"  # the set that chooses the checkpoint; no other set is opened
 logger = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ def _trainer(
 ) -> EncoderTrainer:
     callbacks = [*negatives.callbacks, JsonLog()]
     if options.patience is not None:
-        callbacks.append(Patience(early_stopping_patience=options.patience))
+        callbacks.append(EarlyStoppingCallback(early_stopping_patience=options.patience))
     if options.tensorboard and PartialState().is_main_process:
         callbacks.append(tensorboard_log(options.output_dir))
     names = ("output_dir", "batch_size", "lr", "max_steps", "max_length", "seed", "bf16", "gradient_checkpointing")

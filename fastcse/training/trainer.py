@@ -53,8 +53,8 @@ class EncoderTrainer(SentenceTransformerTrainer):
     def run(self, checkpoint: Path | None) -> None:
         """Train from the start or from a checkpoint on. Of a run that has ended already the end is read: the Trainer
         itself would make one step more."""
-        patience = next((one for one in self.callback_handler.callbacks if isinstance(one, Patience)), None)
-        patience = patience and patience.early_stopping_patience
+        waiting = (one for one in self.callback_handler.callbacks if isinstance(one, EarlyStoppingCallback))
+        patience = next((one.early_stopping_patience for one in waiting), None)
         if checkpoint is None or not has_ended(checkpoint, self.args.max_steps, patience):
             self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
             return
@@ -87,20 +87,10 @@ class EncoderTrainer(SentenceTransformerTrainer):
         super().log(logs, start_time)
 
 
-class Patience(EarlyStoppingCallback):
-    """Transformers' early stop, whose count goes on in a run that is resumed."""
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        super().on_train_begin(args, state, control, **kwargs)
-        kept = state.stateful_callbacks.get(type(self).__name__)
-        if isinstance(kept, dict):
-            self.early_stopping_patience_counter = kept["attributes"]["early_stopping_patience_counter"]
-
-
 def has_ended(checkpoint: Path, max_steps: int, patience: int | None) -> bool:
     """Whether the run of a checkpoint had made all its steps, or had lost patience."""
     state = TrainerState.load_from_json(str(checkpoint / LAST_WRITTEN))
-    kept = state.stateful_callbacks.get(Patience.__name__)
+    kept = state.stateful_callbacks.get(EarlyStoppingCallback.__name__)
     counted = kept["attributes"]["early_stopping_patience_counter"] if isinstance(kept, dict) else 0
     return state.global_step >= max_steps or (patience is not None and counted >= patience)
 
@@ -197,6 +187,7 @@ def make_trainer(
         save_strategy="no" if save_steps is None else "steps",
         save_steps=save_steps or max_steps,
         save_total_limit=2,
+        restore_callback_states_from_checkpoint=True,  # evaluations without a better score are counted on
         eval_strategy="no" if evaluator is None else "steps",
         eval_steps=save_steps,
         load_best_model_at_end=evaluator is not None,
