@@ -42,7 +42,7 @@ FAULTS = [Fault(*row) for row in (
     ("engine-shared-positives", "(p.of_positives(height) - upstream) * torch.exp", "0.0 * torch.exp",
      f"test_blocks {FAST}"),
     ("engine-float16-mean", "return rows.dtype != torch.float16", "return True", f"test_autograd {FAST}"),
-    ("engine-no-dither", "= 0.3148", "= 0.0", f"test_range test_accuracy test_vectors test_policies {FAST}"),
+    ("engine-no-dither", "= 0.3148", "= 0.0", f"test_range test_accuracy test_vectors {FAST}"),
     ("engine-underflown-sums", "SMALLEST_SUM = 1e-30", "SMALLEST_SUM = 0.0", "test_range"),
     ("engine-ring-ties", "(column < whole.hardest_col[rows])", "(column > whole.hardest_col[rows])",
      "test_distributed -k lowest_column"),
@@ -56,7 +56,7 @@ FAULTS = [Fault(*row) for row in (
     ("kernels-ties", "stats_i, torch.iinfo(torch.int32).max).amin(0)", "stats_i, -1).amax(0)", "test_stats -k triton"),
     ("kernels-partial-sums", "range(0, TILES_M, BLOCK_T)", "range(0, TILES_M, 2 * BLOCK_T)", "test_range"),
     ("kernels-workspace", "(max_workspace_bytes or DEFAULT_WORKSPACE) // width", "DEFAULT_WORKSPACE // width",
-     "test_plan test_forms test_policies"),
+     "test_workspace"),
     ("kernels-ids", 'row_id[:, None] == col_id[None, :], -float("inf"), bias)',
      "row_id[:, None] == col_id[None, :], 0.0, bias)", "test_blocks test_forms -k triton"),
     ("kernels-topk-trusts-products", "~(kth > reachable)", "~(kth > following)", "test_search"),
@@ -138,7 +138,8 @@ FAULTS = [Fault(*row) for row in (
     # integrations
     ("integrations-accumulation", "return loss / self.steps if torch.is_grad_enabled() else loss", "return loss",
      "test_integrations_hf_trainer"),
-    ("integrations-gist-bar", "~(guided > bar)", "~(guided >= bar)", "test_integrations_sentence_transformers"),
+    ("integrations-gist-bar", " + ROUNDING * torch.finfo(positive.dtype).eps", "",
+     "test_integrations_sentence_transformers"),
     ("integrations-hardness", "r.log_sum(c.query, blocks, c.own, r.scale + r.hardness)",
      "r.log_sum(c.query, blocks, c.own, r.scale)", "test_integrations_sentence_transformers -k pair_of_options"),
     # commands and benchmarks

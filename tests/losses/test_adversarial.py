@@ -146,14 +146,6 @@ def test_a_small_step_never_lowers_the_loss_it_climbs(device, mode):
         assert after.mean() > before.mean()
 
 
-@every_mode
-def test_a_step_on_float32_rows_climbs(attack, mode):
-    anchor, positive = views(20, 9, 2.0)
-    got = attack(anchor, positive, step=0.02, mode=mode)
-    before, after = (attack_rows(to64(x), to64(anchor)).mean() for x in (positive, got))
-    assert after > before * (1 + 1e-4)
-
-
 @pytest.mark.parametrize("mode", ["l2", "sign"])
 def test_length_of_a_step_relative_to_the_row(attack, mode):
     anchor, positive = views(20, 9, 2.0)
