@@ -87,7 +87,7 @@ FAULTS = [Fault(*row) for row in (
     ("losses-sscl-anchors-twice", "for rows in (everyone, candidate) for part",
      "for rows in (everyone, everyone) for part", "test_sscl"),
     ("losses-queue-place", "self._next = (self._next + count) % self.size",
-     "self._next = (self._next + min(count, self.size)) % self.size", "test_recipe_queue"),
+     "self._next = (self._next + min(count, self.size)) % self.size", "test_negative_queue"),
     ("losses-adversarial-radius", 'radius = step if mode == "raw" else step *', "radius = step *", "test_adversarial"),
     ("ops-hardest-own", "last.masked_fill(last == own, -1)", "last", f"test_hardest {FAST}"),
     ("ops-bound-excluded", "(score <= q.most[:, None])", "(score < q.most[:, None])",
