@@ -70,7 +70,6 @@ class BlockwiseLoss:
         upstream = upstream.to(torch.float32)
         self.weight, self.one_minus_p = upstream * closed[1], upstream * -torch.expm1(-closed[0])
         self.shift = closed[2]
-        self.f_sum.zero_()
         self.out = torch.empty(self.p.anchor.shape, dtype=torch.float32, device=self.sum.device)
         self.blocks_done = 0
 
