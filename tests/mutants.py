@@ -51,7 +51,7 @@ FAULTS = [Fault(*row) for row in (
      "accumulate_transposed(dc, e, scaled, False)", "test_workspace"),
     ("engine-bound-without-weight", "x_max + max(block.own_log_weight, 0.0)", "x_max", "test_range -k own"),
     ("engine-weights-in-range", "or any(block.weighted for block in self.blocks)", "", f"test_range {FAST}"),
-    ("engine-ring-temperature", "self.f_sum.zero_()", "pass", "test_distributed -k ring"),
+    ("engine-ring-temperature", "[dc], d_inv_temperature.sum()", "[dc], d_inv_temperature.mean()", "test_ranks"),
     # Triton kernels, in the interpreter
     ("kernels-ties", "stats_i, torch.iinfo(torch.int32).max).amin(0)", "stats_i, -1).amax(0)", "test_stats -k triton"),
     ("kernels-partial-sums", "range(0, TILES_M, BLOCK_T)", "range(0, TILES_M, 2 * BLOCK_T)", "test_range"),
