@@ -13,7 +13,6 @@ from fastcse.kernels import (
     configs,
     kmeans,
     kmeans_assign,
-    kmeans_split,
     pairwise,
     quadruplet,
     rows,
@@ -207,9 +206,9 @@ def _k_means(dtype: torch.dtype, arch: int) -> Iterator[Case]:
     """K-means: nearest centroids, one and two, of float32 and of the points' own type, in the tiles of the sums; the
     values of points of 768; and the sums of clusters."""
     seen = set()
-    for parts in {kmeans_split.parts_of(dtype, wide, d) for wide in (torch.float32, dtype) for d in (128, 768)}:
+    for parts in {kmeans.parts_of(dtype, wide, d) for wide in (torch.float32, dtype) for d in (128, 768)}:
         for config in _configs(dtype, arch, "sums"):
-            config = kmeans_split.fitting(config, parts, dtype.itemsize)
+            config = kmeans.fitting(config, parts, dtype.itemsize)
             for two in (False, True):
                 if (config, parts, two) not in seen:
                     seen.add((config, parts, two))

@@ -77,7 +77,7 @@ def steps(output: Path, device: str, dry: bool) -> list[Step]:
     found = [Step("build", "module", _python("setup.py -q build_ext --inplace"), 120, "."), _tests(output, dry)]
     for stage, name, limit_s, options in DRY_TABLES if dry else TABLES:
         file = f"{stage}-{name}.json"
-        command = _python(f"-m fastcse.cli bench {stage} --device {device} {options}", output / file)
+        command = _python(f"-m fastcse bench {stage} --device {device} {options}", output / file)
         found.append(Step(stage, name, command, limit_s, file, modules=NEEDED.get((stage, name), ())))
     environment = {"TRITON_INTERPRET": "1"} if dry else {}
     for stage, script, limit_s, file, starter in SCRIPTS:

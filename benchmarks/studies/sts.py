@@ -43,7 +43,7 @@ def fastcse(path: Path, *arguments: str, uncompared: tuple[str, ...] = ()) -> di
     arguments changed."""
 
     def run() -> dict[str, Any]:
-        command = [sys.executable, "-m", "fastcse.cli", *arguments, *uncompared, "--json"]
+        command = [sys.executable, "-m", "fastcse", *arguments, *uncompared, "--json"]
         return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
     return cached(path, {"arguments": arguments}, run)

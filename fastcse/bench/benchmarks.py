@@ -12,7 +12,6 @@ from . import (
     kmeans_providers,
     mining,
     rowwise,
-    rowwise_providers,
     topk_providers,
     topk_search,
     train_step,
@@ -48,7 +47,7 @@ BENCHMARKS = {
         "The embeddings are those of a table, so that nothing but mining is measured.",
     ),
     "rows": Benchmark(
-        rowwise.RowwiseCase, rowwise_providers.PROVIDERS, 11,
+        rowwise.RowwiseCase, rowwise.PROVIDERS, 11,
         "Row-wise operations: time and bandwidth beside one copy of the same bytes, memory, accuracy against float64.",
     ),
     "kmeans": Benchmark(

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from ..options import option
 from .accuracy import Outcome
-from .case import Case
-from .data import make_rows
+from .case import Case, make_rows
 from .loss import LossCase, LossMeasurement
 from .provider import Provider, named
 

@@ -13,8 +13,7 @@ from torch import Tensor
 from ..errors import OptionError
 from ..ops.kmeans_steps import METRICS
 from ..options import option
-from .case import ArrayCase, Measurement, Metric, Result
-from .data import make_rows
+from .case import ArrayCase, Measurement, Metric, Result, make_rows
 from .provider import Provider
 from .topk_search import bare_product
 

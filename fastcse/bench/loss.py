@@ -14,8 +14,7 @@ from torch import Tensor
 from ..errors import OptionError
 from ..options import option
 from .accuracy import Outcome, allowed_error, errors, run_once
-from .case import ArrayCase, Measurement, Metric, Result
-from .data import STAGES
+from .case import STAGES, ArrayCase, Measurement, Metric, Result
 from .provider import Provider
 
 LOSSES = ("infonce", "focal", "symmetric")

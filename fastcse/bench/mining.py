@@ -11,8 +11,7 @@ import torch.nn.functional as F
 
 from ..errors import OptionError
 from ..options import option
-from .case import Case, Measurement, Metric, Result
-from .data import make_rows
+from .case import Case, Measurement, Metric, Result, make_rows
 from .provider import Provider, named
 from .topk_search import TopkCase, bare_product
 

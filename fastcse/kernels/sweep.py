@@ -14,8 +14,7 @@ from ..operands import Block, Columns, Logits, RowChunk
 from ..transforms import get
 from .configs import TileConfig, narrow, plain, tile_config
 from .pairwise import largest_kernel, persistent_sweep_kernel, similarity_kernel, sweep_kernel
-from .tile import device_fn
-from .tma import fits_descriptor, multiprocessors
+from .tile import device_fn, fits_descriptor, multiprocessors
 
 ROWS, TILES = 32, 64
 

@@ -5,8 +5,24 @@ from __future__ import annotations
 import functools
 import types
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+INTERPRETED_PROGRAMS = 3  # of a few tiles: each walks over several
+
+
+def fits_descriptor(x: Tensor) -> bool:
+    """Whether tensor descriptors can describe these rows: 16-byte steps and start, no row within another."""
+    step = x.stride(0) * x.itemsize
+    return x.data_ptr() % 16 == 0 and step % 16 == 0 and x.stride(0) >= x.shape[1] and x.shape[0] > 0
+
+
+def multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return INTERPRETED_PROGRAMS
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @functools.cache

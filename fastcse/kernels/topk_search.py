@@ -21,7 +21,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from ..operands import TopKQuery
 from .configs import TileConfig, tile_config
 from .rows import inverse_norms
-from .tma import fits_descriptor, multiprocessors
+from .tile import fits_descriptor, multiprocessors
 from .topk_scores import PART, persistent_scores_kernel, scores_kernel, span_of
 from .topk_select import can_select, select
 

@@ -23,8 +23,7 @@ from fastcse.bench import loss as losses
 from fastcse.bench.accuracy import Outcome
 from fastcse.bench.benchmarks import BENCHMARKS
 from fastcse.bench.cached_stage import CachedCase, joined
-from fastcse.bench.case import Case, WrongAnswer
-from fastcse.bench.data import KINDS
+from fastcse.bench.case import KINDS, Case, WrongAnswer
 from fastcse.bench.kmeans import BOUNDS, PARTS, ROUNDED_BOUNDS, Clustering, KMeansCase
 from fastcse.bench.loss import LOSSES, LossCase
 from fastcse.bench.measure import measure

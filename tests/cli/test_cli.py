@@ -174,7 +174,7 @@ def shell(*command):
 
 
 def test_the_module_runs_as_a_program(files):
-    done = shell("-m", "fastcse.cli", "eval", "minilm", "--sts-dir", str(files / "none"))
+    done = shell("-m", "fastcse", "eval", "minilm", "--sts-dir", str(files / "none"))
     assert done.returncode == 2
     assert done.stdout == ""
     assert "Traceback" not in done.stderr

@@ -350,7 +350,7 @@ def test_without_a_seed_torch_draws_one(device):
 def first_centroids(points, clusters, **options):
     """What a fit starts from: the centroids that its first step is given."""
     seen = []
-    module = sys.modules["fastcse.clustering.lloyd"]
+    module = sys.modules["fastcse.clustering.kmeans"]
     step = module.Lloyd.step
 
     def watched(self, centroids):
@@ -432,13 +432,13 @@ def test_a_memory_map_is_read_in_blocks_and_not_changed(tmp_path, monkeypatch, m
     mapped = np.memmap(path, dtype=np.float32, mode="r", shape=(n, d))
     options = dict(init=rows[:12], metric=metric, max_iter=4, tol=0.0)
     whole = KMeans(12, **options).fit(torch.tensor(rows))
-    most, assign = [0], sys.modules["fastcse.clustering.lloyd"].assign
+    most, assign = [0], sys.modules["fastcse.clustering.kmeans"].assign
 
     def watched(points, *args, **more):
         most[0] = max(most[0], points.numel() * 4)
         return assign(points, *args, **more)
 
-    monkeypatch.setattr(sys.modules["fastcse.clustering.lloyd"], "assign", watched)
+    monkeypatch.setattr(sys.modules["fastcse.clustering.kmeans"], "assign", watched)
     streamed = KMeans(12, block_bytes=1 << 20, **options).fit(mapped)
     assert 0 < most[0] <= 1 << 20
     assert (streamed.labels_ != whole.labels_).float().mean() < 1e-4

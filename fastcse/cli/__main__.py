@@ -1,5 +1,0 @@
-"""`python -m fastcse.cli`, the same as `fastcse`."""
-
-from . import main
-
-main()
