@@ -22,7 +22,7 @@ WIDEST = math.pi / 2
 def _turned(s, margin):
     c = (1.0 - margin * margin) / (1.0 + margin * margin)
     q = (1.0 - s) * (1.0 + s)  # exact where s is near 1 or -1, unlike 1 - s^2
-    q = q * (q > 1e-6) + 1e-6 * (q <= 1e-6)
+    q = q * (q > 1e-6) + (q <= 1e-6) * (0.0 * q + 1e-6)  # a number times a 0/1 mask has torch's default type
     closer = s * c + root(q) * ((margin + margin) / (1.0 + margin * margin))
     return closer * (s < c) + s * (s >= c)
 
@@ -31,14 +31,14 @@ def _turned_grad(s, margin):
     c = (1.0 - margin * margin) / (1.0 + margin * margin)
     q = (1.0 - s) * (1.0 + s)
     inside = (q > 1e-6) * s  # where q is held at its least, its derivative is 0
-    q = q * (q > 1e-6) + 1e-6 * (q <= 1e-6)
+    q = q * (q > 1e-6) + (q <= 1e-6) * (0.0 * q + 1e-6)  # a number times a 0/1 mask has torch's default type
     slope = c - inside * ((margin + margin) / (1.0 + margin * margin)) / root(q)
     return 1.0 + (slope - 1.0) * (s < c)
 
 
 def _bounds(s_max, margin):
     """A negative moves up only, and no further than to cosine 1."""
-    return -s_max, s_max * (s_max > 1.0) + 1.0 * (s_max <= 1.0)
+    return -s_max, s_max * (s_max > 1.0) + (s_max <= 1.0)
 
 
 ANGULAR = register(LogitTransform("angular", _turned, _turned_grad, SCALED.f, SCALED.df, _bounds, SOURCE))

@@ -20,7 +20,7 @@ def learned(function, *rows, **options):
     """Value and gradients of a loss."""
     leaves = [x.clone().requires_grad_() for x in rows]
     out = function(*leaves, **options)
-    loss, more = (out.loss, list(out.stats)) if isinstance(out, tuple) else (out, [])
+    loss, more = (out.loss, [*out.stats[:-1], *out.stats.parts.values()]) if isinstance(out, tuple) else (out, [])
     return [loss.detach(), *torch.autograd.grad(loss.sum(), leaves, allow_unused=True, materialize_grads=True), *more]
 
 

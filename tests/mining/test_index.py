@@ -5,12 +5,12 @@ import itertools
 import sys
 from pathlib import Path
 
-import nearest_oracle
 import numpy as np
 import pytest
+import topk_oracle
 import torch
-from nearest_oracle import Search
 from tiny_encoder import WIDTH, sentences
+from topk_oracle import Search
 
 import fastcse
 from fastcse import CorpusIndex
@@ -27,8 +27,8 @@ every_faiss_kind = pytest.mark.parametrize("kind", list(KINDS))
 
 def sorted_by_hand(query, rows, ids, k, metric, exclude=None, low=-np.inf, high=np.inf):
     """(N, k) ids and values: one query after another in float64, rounded to float32, sorted by value, then by id."""
-    score, ids = nearest_oracle.values(Search(query, rows, k, metric)).astype(np.float32), ids.cpu().numpy()
-    found, values = np.full((len(query), k), -1), np.full((len(query), k), nearest_oracle.worst(metric))
+    score, ids = topk_oracle.values(Search(query, rows, k, metric)).astype(np.float32), ids.cpu().numpy()
+    found, values = np.full((len(query), k), -1), np.full((len(query), k), topk_oracle.worst(metric))
     low, high = (np.broadcast_to(bound, len(query)) for bound in (low, high))
     for i, s in enumerate(score):
         left = ~np.isin(ids, [] if exclude is None else exclude[i]) & (s >= low[i]) & (s <= high[i])

@@ -3,12 +3,12 @@
 import math
 import sys
 
-import nearest_oracle
 import numpy as np
 import pytest
+import topk_oracle
 import torch
-from nearest_oracle import Search
 from rich.console import Console
+from topk_oracle import Search
 
 import fastcse
 from fastcse import CorpusIndex, Positives, mine_negatives
@@ -31,7 +31,7 @@ def pairs(queries, m, count, seed=1):
 
 
 def score_matrix(query, corpus, metric):
-    value = torch.from_numpy(nearest_oracle.values(Search(query, corpus, 0, metric)))
+    value = torch.from_numpy(topk_oracle.values(Search(query, corpus, 0, metric)))
     return (-value.sqrt() if metric == "l2" else value).float()
 
 
