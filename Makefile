@@ -27,7 +27,7 @@ demo: $(STAMP) ## the main job on text that every installation has: train, score
 quick: $(STAMP) ## the tests to run after every change: a minute on two cores
 	$(BIN)/pytest tests/quick -n 2 -m "not whole"
 
-test: $(STAMP) ## the tests that hold a change: ten minutes on two cores
+test: $(STAMP) ## the tests that hold a change: a quarter of an hour on two cores
 	$(BIN)/pytest -n 2 -m "not whole"
 
 test-all: $(STAMP) ## every test that needs no GPU, also what only a night has time for
