@@ -33,7 +33,7 @@ test: $(STAMP) ## the tests that hold a change: a quarter of an hour on two core
 test-all: $(STAMP) ## every test that needs no GPU, also what only a night has time for
 	$(BIN)/pytest -n 2
 
-mutants: $(STAMP) ## faults put into a copy of the sources, one at a time, and the test that sees each (NAMES="a b"; an hour)
+mutants: $(STAMP) ## faults put into a copy of the sources, one at a time, and the test that sees each (NAMES="a b")
 	$(BIN)/python tests/mutants.py $(NAMES)
 
 check: $(STAMP) ## lint: ruff, clang-format; lengths and packed code are listed and never fail
